@@ -1,0 +1,37 @@
+"""The command line. Each command is a module of its own, imported when it is called: help needs no torch."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from fastenh import __version__
+
+_COMMANDS = {
+    "enhance": "Take the noise out of files and folders.",
+    "evaluate": "PESQ, STOI and SI-SDR against clean references.",
+    "train": "Train a model on your own data.",
+    "models": "List the models: size, cost, what they are.",
+    "info": "Show versions, devices and the backend that will run.",
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        return importlib.import_module(f"fastenh.cli.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fastenh")
+def main() -> None:
+    """Takes noise out of recorded speech, fast."""

@@ -1,0 +1,136 @@
+"""fastenh enhance: files and folders in, enhanced files out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastenh.cli.errors import one_line
+from fastenh.enhance import job
+from fastenh.enhance.enhancer import Enhancer
+from fastenh.enhance.report import Summary, summarise, write_report
+from fastenh.ops import backend
+
+
+@click.command("enhance")
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (or, for one file, file) to write to.")
+@click.option("--model", default="dpt", show_default=True, help="A shipped model, or a .safetensors checkpoint.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option(
+    "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+)
+@click.option(
+    "--backend",
+    "backend_name",
+    default="auto",
+    show_default=True,
+    type=click.Choice(backend.BACKENDS),
+    help="Implementation of the operations.",
+)
+@click.option("--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this.")
+@click.option("--suffix", default="", help="Text put behind the name of each output, before its ending.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON report of each file.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors alone.")
+@click.option("-v", "--verbose", is_flag=True, help="A line for each file.")
+def command(
+    inputs: tuple[Path, ...],
+    output: Path | None,
+    model: str,
+    device: str,
+    dtype: str,
+    backend_name: str,
+    atten_lim: float | None,
+    suffix: str,
+    overwrite: bool,
+    report: Path | None,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Take the noise out of files and folders (searched to the bottom; a folder with a .nomedia file is left out).
+
+    Without -o, FOLDER becomes FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length,
+    container and sample format stay as they are. Exit code 1 if a file failed, 2 for wrong usage.
+    """
+    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
+        tasks, results = job.lay_out(inputs, output, suffix)
+        if not tasks and not results:
+            raise job.JobError(f"no audio files in {', '.join(map(str, inputs))}")
+        enhancer = _enhancer(model, device, dtype)
+        choice = backend.choose(enhancer.device)
+        if verbose:
+            console.print(f"backend {choice.name}: {choice.reason}")
+        for missing in results:
+            _show(missing, errors, console, verbose)
+        with _progress(console, verbose) as progress:
+            bar = progress.add_task("enhancing", total=len(tasks))
+            for result in job.run(tasks, enhancer, overwrite=overwrite, atten_lim_db=atten_lim):
+                results.append(result)
+                progress.advance(bar)
+                _show(result, errors, console, verbose)
+        summary = summarise(results)
+        if report is not None:
+            settings = {
+                "model": model,
+                "device": str(enhancer.device),
+                "dtype": str(enhancer.dtype),
+                "backend": choice.name,
+                "atten_lim_db": atten_lim,
+            }
+            write_report(report, results, settings)
+        console.print(_words(summary, results))
+    if summary.failed:
+        raise SystemExit(1)
+
+
+def _enhancer(model: str, device: str, dtype: str) -> Enhancer:
+    try:
+        return Enhancer.from_pretrained(model, device, dtype)
+    except ValueError as error:
+        if type(error) is ValueError:  # a device or a dtype that is not to be had here
+            raise click.UsageError(str(error)) from error
+        raise
+
+
+def _progress(console: Console, verbose: bool) -> Progress:
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=console, transient=True, disable=verbose or not console.is_terminal)
+
+
+def _show(result: job.Result, errors: Console, console: Console, verbose: bool) -> None:
+    if result.status == "failed":
+        errors.print(f"error: {escape(result.error)}")
+    elif verbose:
+        speed = f", {result.audio_seconds:.1f} s of audio in {result.elapsed_seconds:.2f} s"
+        done = speed if result.status == "enhanced" else ""
+        console.print(escape(f"{result.source} -> {result.target}: {result.status}{done}"))
+    for warning in result.warnings:
+        console.print(escape(f"warning: {result.source}: {warning}"))
+
+
+def _words(summary: Summary, results: list[job.Result]) -> str:
+    parts = [f"{summary.enhanced} files enhanced"]
+    if summary.skipped:
+        parts.append(f"{summary.skipped} skipped (the output exists; --overwrite replaces it)")
+    if summary.failed:
+        parts.append(f"{summary.failed} failed")
+    if summary.real_time_factor:
+        minutes, seconds = divmod(summary.audio_seconds, 60)
+        factor = summary.real_time_factor
+        parts.append(f"{int(minutes)}:{seconds:04.1f} of audio")
+        parts.append(f"real-time factor {factor:.3f} ({1 / factor:.1f}x)")
+    folders = {str(_top(result.target)) for result in results if result.target is not None}
+    where = f" -> {', '.join(sorted(folders))}" if 0 < len(folders) <= 3 else ""
+    return escape(", ".join(parts) + where)
+
+
+def _top(target: Path) -> Path:
+    return target.parent

@@ -1,0 +1,35 @@
+"""One clear line for each error that the user can do something about."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from fastenh.audio.files import AudioError
+from fastenh.data.pairs import PairError
+from fastenh.enhance.enhancer import EnhancementError
+from fastenh.enhance.job import JobError
+from fastenh.models.checkpoint import CheckpointError
+from fastenh.models.registry import ModelError
+from fastenh.ops.backend import BackendError
+from fastenh.train.loop import TrainingError
+from fastenh.train.recipe import RecipeError
+from fastenh.train.state import RunError
+
+_USAGE = (RecipeError, JobError, BackendError, ModelError)
+_FAILURES = (AudioError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Exit code 2 for what the command line or a recipe got wrong, 1 for what files and devices did."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # addressed to programmers
+    try:
+        yield
+    except _USAGE as error:
+        raise click.UsageError(str(error)) from error
+    except _FAILURES as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,104 @@
+"""fastenh evaluate: how good the enhancement is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from fastenh.audio.files import list_audio, read_mono
+from fastenh.cli.errors import one_line
+from fastenh.data.pairs import Pair, PairError, match_pairs
+from fastenh.enhance.enhancer import Enhancer
+from fastenh.evaluate import metrics
+from fastenh.evaluate.comparison import Comparison, compare
+from fastenh.evaluate.tables import comparison_table, write_csv, write_json
+
+
+@click.command("evaluate")
+@click.argument("noisy", type=click.Path(path_type=Path))
+@click.argument("clean", type=click.Path(path_type=Path))
+@click.option("--model", "models", multiple=True, help="A shipped model or a checkpoint; may be given several times.")
+@click.option("--enhanced", type=click.Path(path_type=Path), help="Folder of enhanced files, by any program.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the results as JSON.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write a line per file.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
+@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
+@click.option("--jobs", default=0, type=click.IntRange(min=0), help="Processes for the metrics; 0: one a core.")
+def command(
+    noisy: Path,
+    clean: Path,
+    models: tuple[str, ...],
+    enhanced: Path | None,
+    out: Path | None,
+    csv_path: Path | None,
+    device: str,
+    dtype: str,
+    jobs: int,
+) -> None:
+    """Judge the files of NOISY, and what models make of them, against the references in CLEAN (matched by name).
+
+    PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and differences to noisy.
+    """
+    console, errors = Console(highlight=False, soft_wrap=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    with one_line():
+        pairs = match_pairs(noisy, clean)
+        systems: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}
+        for model in models:
+            systems[_label(model, systems)] = _with_model(model, device, dtype)
+        if enhanced is not None:
+            systems[_label(enhanced.name, systems)] = _from_files(enhanced, pairs)
+        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+            bar = progress.add_task("evaluating", total=len(pairs))
+            comparison = compare(pairs, systems, jobs, lambda: progress.advance(bar))
+        console.print(comparison_table(comparison, f"{len(pairs)} pairs"))
+        _remarks(comparison, errors)
+        settings = {"noisy": str(noisy), "clean": str(clean), "device": device, "dtype": dtype, "pairs": len(pairs)}
+        if out is not None:
+            write_json(out, comparison, settings)
+        if csv_path is not None:
+            write_csv(csv_path, comparison)
+
+
+def _label(name: str, taken: dict[str, Callable[[Pair, np.ndarray], np.ndarray]]) -> str:
+    if name in taken:
+        raise click.UsageError(f"{name} is given twice")
+    return name
+
+
+def _with_model(model: str, device: str, dtype: str) -> Callable[[Pair, np.ndarray], np.ndarray]:
+    enhancer = Enhancer.from_pretrained(model, device, dtype)
+    return lambda pair, noisy: enhancer(noisy, metrics.SAMPLE_RATE)
+
+
+def _from_files(folder: Path, pairs: list[Pair]) -> Callable[[Pair, np.ndarray], np.ndarray]:
+    found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_audio(folder)}
+    lacking = [pair.name for pair in pairs if pair.name not in found]
+    if lacking:
+        raise PairError(f"{folder}: no enhanced file named {lacking[0]} ({len(lacking)} of {len(pairs)} are missing)")
+
+    def load(pair: Pair, noisy: np.ndarray) -> np.ndarray:
+        samples = read_mono(found[pair.name], metrics.SAMPLE_RATE)
+        if abs(samples.size - noisy.size) > 1:
+            raise PairError(f"{found[pair.name]} has {samples.size} samples at 16 kHz and its pair {noisy.size}")
+        return np.resize(samples, noisy.size) if samples.size else samples
+
+    return load
+
+
+def _remarks(comparison: Comparison, errors: Console) -> None:
+    for warning in comparison.warnings:
+        errors.print(f"warning: {warning}")
+    for system in comparison.systems:
+        failures = system.failures()
+        if failures:
+            errors.print(f"{system.name}: {len(failures)} values could not be computed")
+            for failure in failures[:10]:
+                errors.print(f"  {failure}")
+    lacking = [metrics.LABELS[m] for m in metrics.METRICS if m not in comparison.metrics]
+    if lacking:
+        errors.print(f"{' and '.join(lacking)} need an extra: pip install 'fastenh[metrics]'")

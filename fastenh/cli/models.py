@@ -1,0 +1,25 @@
+"""fastenh models: what there is to train and to run."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fastenh.models import checkpoint
+from fastenh.models.registry import MODELS, build, count_parameters, operations_per_second
+
+
+@click.command("models")
+def command() -> None:
+    """List the models: name, parameters, operations for a second of audio (counted), what they are."""
+    shipped = checkpoint.shipped_models()
+    table = Table(caption="GFLOP/s: floating-point operations for one second of audio, counted; a multiply-add is two")
+    for header, justify in (("name", "left"), ("parameters", "right"), ("GFLOP/s", "right"), ("weights", "left")):
+        table.add_column(header, justify=justify)
+    table.add_column("what it is")
+    for name, entry in MODELS.items():
+        parameters, operations = count_parameters(build(name)), operations_per_second(name)
+        weights = "shipped" if name in shipped else "train it"
+        table.add_row(name, f"{parameters:,}", f"{operations / 1e9:.1f}", weights, entry.description)
+    Console().print(table)

@@ -1,0 +1,92 @@
+"""fastenh train: a recipe, data, a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from fastenh.cli.errors import one_line
+from fastenh.enhance.enhancer import pick_device
+from fastenh.evaluate.metrics import DIGITS, LABELS
+from fastenh.models.registry import count_parameters
+from fastenh.train.loop import Event, Trainer
+from fastenh.train.recipe import load_recipe, shipped_recipes
+from fastenh.train.sources import open_sources
+from fastenh.train.state import claim
+
+
+@click.command("train", epilog=f"Shipped recipes: {', '.join(shipped_recipes())}.")
+@click.argument("recipe_name", metavar="RECIPE")
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--clean", multiple=True, help="Folder of clean speech; may be given several times.")
+@click.option("--noise", multiple=True, help="Folder of noise to mix with the clean speech; several times.")
+@click.option("--rir", multiple=True, help="Folder of room responses; several times.")
+@click.option("--noisy", help="Folder of noisy recordings, partners of --clean by name (instead of --noise).")
+@click.option("--valid-noisy", help="Noisy recordings to validate on; without them, data is held out.")
+@click.option("--valid-clean", help="Their clean partners.")
+@click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change a key of the recipe.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--max-minutes", type=click.FloatRange(min=0), help="Save and stop after this long.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
+@click.option("-q", "--quiet", is_flag=True, help="A line per epoch alone.")
+def command(
+    recipe_name: str,
+    folder: Path,
+    settings: tuple[str, ...],
+    resume: bool,
+    max_minutes: float | None,
+    device: str,
+    quiet: bool,
+    **data: Any,
+) -> None:
+    """Train by RECIPE, a shipped one or a TOML file; checkpoints and log.jsonl go to the run's folder.
+
+    The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    with one_line():
+        given = [f"data.{key}={json.dumps(value)}" for key, value in data.items() if value]
+        recipe = load_recipe(recipe_name, [*given, *settings])
+        try:
+            target = pick_device(device)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        claim(folder, resume)
+        sources = open_sources(recipe)
+        for warning in sources.warnings:
+            console.print(escape(f"warning: {warning}"))
+        trainer = Trainer(recipe, sources, folder, target, lambda event: _show(console, event, quiet))
+        if resume:
+            trainer.resume()
+        console.print(escape(_opening(trainer, recipe.model, sources.description)))
+        reason = trainer.train(max_minutes)
+        console.print(escape(f"{reason} at step {trainer.step}; {folder} holds the checkpoints"))
+
+
+def _opening(trainer: Trainer, name: str, data: str) -> str:
+    precision = str(trainer.autocast_dtype).removeprefix("torch.")
+    steps = trainer.sources.feed.steps_per_epoch * trainer.recipe.run.epochs
+    start = f", from step {trainer.step}" if trainer.step else ""
+    parameters = f"{count_parameters(trainer.model):,} parameters"
+    return f"{name}, {parameters}; {data}; {trainer.device}, {precision}; {steps} steps{start}"
+
+
+def _show(console: Console, event: Event, quiet: bool) -> None:
+    where = f"epoch {event['epoch']} step {event['step']}"
+    if event["kind"] == "epoch":
+        values = {key.removeprefix("valid_"): v for key, v in event.items() if key.startswith("valid_")}
+        parts = [f"{LABELS[m]} {values[m]:.{DIGITS[m]}f}" for m in LABELS if m in values]
+        best = ", best so far" if event["best"] else ""
+        console.print(", ".join([f"{where}: validation loss {values['loss']:.4f}", *parts]) + best)
+    elif event["kind"] == "skipped":
+        console.print(f"{where}: skipped, {event['reason']} ({event['in_a_row']} in a row)")
+    elif not quiet:
+        loss = "none" if event["loss"] is None else f"{event['loss']:.4f}"
+        left = int(event["time_left"])
+        speed = f"{event['clips_per_second']:.1f} clips/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        console.print(f"{where}: loss {loss}, lr {event['learning_rate']:.2e}, {speed}")

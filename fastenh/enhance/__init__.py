@@ -1,0 +1,1 @@
+"""From noisy recordings to enhanced ones."""

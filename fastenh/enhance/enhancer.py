@@ -1,0 +1,140 @@
+"""Enhancement of waveforms: the Python interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastenh.audio.files import MAX_CHANNELS
+from fastenh.audio.resampling import resample
+from fastenh.enhance.spans import Cutter, Joiner, Spans
+from fastenh.models import checkpoint
+from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
+
+Waveform = TypeVar("Waveform", np.ndarray, Tensor)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class EnhancementError(RuntimeError):
+    """The model gave something that is no sound."""
+
+
+class Enhancer:
+    """Takes the noise out of waveforms of any length, rate and channel count.
+
+    Long recordings run in windows of ``span_seconds`` with ``context_seconds`` more on either side (``spans.py``),
+    ``batch_size`` windows at a time. Each channel is enhanced on its own.
+    """
+
+    def __init__(
+        self,
+        model: SpectralModel,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        *,
+        span_seconds: float = 4.0,
+        context_seconds: float = 0.5,
+        batch_size: int = 4,
+    ) -> None:
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self.model = model.to(self.device).eval()
+        self.batch_size = batch_size
+        span, context = round(span_seconds * SAMPLE_RATE), round(context_seconds * SAMPLE_RATE)
+        self.spans = Spans(span, context, fade=min(800, span, 2 * context) // 2 * 2)  # 50 ms
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path = "dpt", device: str | torch.device = "auto", dtype: str = "auto"
+    ) -> Enhancer:
+        """With the weights of a shipped model, by name, or of a checkpoint file. Raises ``CheckpointError``."""
+        return cls(checkpoint.load(source)[0], device, dtype)
+
+    def __call__(self, waveform: Waveform, sample_rate: int, atten_lim_db: float | None = None) -> Waveform:
+        """(L,) or (C, L) at ``sample_rate`` -> the same shape, rate, level and kind (NumPy or torch).
+
+        NaN and infinite samples count as silence. The model works at 16 kHz: what lies above 8 kHz is taken out with
+        the noise. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more than that.
+        Raises ``ValueError`` for other shapes and ``EnhancementError`` for a model that gives non-finite samples.
+        """
+        samples = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
+        if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[0] <= MAX_CHANNELS):
+            raise ValueError(f"a waveform is (samples,) or (channels, samples), not {samples.shape}")
+        if sample_rate <= 0:
+            raise ValueError(f"sample_rate must be positive, not {sample_rate}")
+        noisy = np.atleast_2d(np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0))
+        enhanced = self._enhance(noisy, sample_rate)
+        if atten_lim_db is not None:
+            kept = 10.0 ** (-abs(atten_lim_db) / 20.0)
+            enhanced = enhanced + kept * (noisy - enhanced)
+        enhanced = enhanced.reshape(samples.shape)
+        if isinstance(waveform, Tensor):
+            return torch.from_numpy(enhanced).to(waveform.device, waveform.dtype)
+        return enhanced
+
+    def _enhance(self, noisy: np.ndarray, sample_rate: int) -> np.ndarray:
+        length = noisy.shape[1]
+        blocks = list(self.stream([resample(noisy, sample_rate, SAMPLE_RATE)], noisy.shape[0]))
+        enhanced = np.concatenate([np.zeros((noisy.shape[0], 0), np.float32), *blocks], axis=1)
+        return resample(enhanced, SAMPLE_RATE, sample_rate, length)
+
+    def stream(self, blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
+        """Enhances a recording at 16 kHz that comes in blocks (channels, n): yields blocks, in all as many samples.
+
+        Holds no more than a batch of windows; the result does not depend on how the recording is cut into blocks.
+        """
+        cutter, joiner = Cutter(self.spans, channels), Joiner(self.spans)
+        waiting: list[np.ndarray] = []
+        for block in blocks:
+            for window in cutter.feed(block):
+                waiting.append(window)
+                if len(waiting) == self.batch_size:
+                    yield from map(joiner.feed, self._run(waiting))
+                    waiting = []
+        last = cutter.finish()
+        if last is not None:
+            start, window = last
+            *others, final = self._run([*waiting, window])
+            yield from map(joiner.feed, others)
+            yield joiner.feed(final, start)
+
+    def _run(self, windows: list[np.ndarray]) -> list[np.ndarray]:
+        batch = torch.from_numpy(np.stack(windows)).to(self.device)  # (windows, channels, samples)
+        with torch.inference_mode(), self._autocast():
+            enhanced = self.model(batch.flatten(0, 1)).float().view(batch.shape)
+        if not torch.isfinite(enhanced).all():
+            raise EnhancementError("the model gave NaN or infinite samples; its weights may be damaged")
+        return list(enhanced.cpu().numpy())
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises ``ValueError`` for a device that is not here."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere. Raises ``ValueError`` for a name that is not known."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
+    return DTYPES[dtype]

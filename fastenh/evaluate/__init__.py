@@ -1,0 +1,1 @@
+"""How good the enhancement is: metrics, tables, comparison."""

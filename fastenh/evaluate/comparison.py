@@ -1,0 +1,132 @@
+"""Systems judged on the same pairs: a value per file, means with their intervals, differences to the noisy input."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastenh.data.pairs import Pair, load_pair
+from fastenh.evaluate import metrics
+
+NOISY = "noisy"
+Values = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95 % bootstrap interval over files."""
+
+    mean: float
+    low: float
+    high: float
+    files: int
+
+
+@dataclass
+class System:
+    """One row of the comparison: the values of each file, and how fast it ran."""
+
+    name: str
+    values: dict[str, Values] = field(default_factory=dict)  # file -> metric -> value, or why there is none
+    real_time_factor: float | None = None
+
+    def failures(self) -> list[str]:
+        """ "file: reason" of every value that could not be computed."""
+        return [f"{file}: {v}" for file, row in self.values.items() for v in row.values() if isinstance(v, str)]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    systems: list[System]  # the noisy input first
+    metrics: tuple[str, ...]
+    warnings: list[str]
+
+    def mean(self, system: System, metric: str) -> Mean | None:
+        return bootstrap_mean([v for v in _column(system, metric).values() if math.isfinite(v)])
+
+    def difference(self, system: System, metric: str) -> Mean | None:
+        """Over the noisy input, on the files where both have a value."""
+        return bootstrap_mean(list(self._differences(system, metric)))
+
+    def share_better(self, system: System, metric: str) -> float | None:
+        """Share of the files on which the system beats the noisy input."""
+        differences = list(self._differences(system, metric))
+        return sum(d > 0 for d in differences) / len(differences) if differences else None
+
+    def _differences(self, system: System, metric: str) -> Iterator[float]:
+        noisy = _column(self.systems[0], metric)
+        for file, value in _column(system, metric).items():
+            if file in noisy and math.isfinite(value - noisy[file]):
+                yield value - noisy[file]
+
+
+def bootstrap_mean(values: Sequence[float], resamples: int = 10_000) -> Mean | None:
+    """Mean and percentile bootstrap interval (Efron 1979); nothing for no values. The same values, the same answer."""
+    if not values:
+        return None
+    data = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(0)
+    chunk = max(1, 2_000_000 // data.size)
+    parts = [min(chunk, resamples - done) for done in range(0, resamples, chunk)]
+    means = np.concatenate([data[rng.integers(data.size, size=(n, data.size))].mean(axis=1) for n in parts])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Mean(float(data.mean()), float(low), float(high), data.size)
+
+
+def compare(
+    pairs: Sequence[Pair],
+    enhancers: dict[str, Callable[[Pair, np.ndarray], np.ndarray]],
+    jobs: int = 0,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Comparison:
+    """Score the noisy side and what each enhancer makes of it (pair, noisy (L,) at 16 kHz -> (L,)).
+
+    jobs: worker processes for the metrics; 0 for one a core. Raises ``PairError`` for a pair that cannot be used.
+    """
+    systems = {name: System(name) for name in (NOISY, *enhancers)}
+    chosen = metrics.available()
+    warnings: list[str] = []
+    spent = dict.fromkeys(enhancers, 0.0)
+    seconds = 0.0
+    waiting: list[tuple[System, str, Future[Values]]] = []
+    with _workers(jobs) as pool:
+        for pair in pairs:
+            noisy, clean, remarks = load_pair(pair, metrics.SAMPLE_RATE)
+            warnings += remarks
+            seconds += noisy.size / metrics.SAMPLE_RATE
+            waiting.append((systems[NOISY], pair.name, pool.submit(metrics.score, noisy, clean, chosen)))
+            for name, enhance in enhancers.items():
+                began = time.perf_counter()
+                enhanced = enhance(pair, noisy)
+                spent[name] += time.perf_counter() - began
+                waiting.append((systems[name], pair.name, pool.submit(metrics.score, enhanced, clean, chosen)))
+            on_progress()
+        for system, file, future in waiting:
+            system.values[file] = future.result()
+    for name, elapsed in spent.items():
+        systems[name].real_time_factor = elapsed / seconds if seconds else None
+    return Comparison(list(systems.values()), chosen, warnings)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    # Processes, since pesq is not thread-safe; spawned, since forking a process with torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=context)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _column(system: System, metric: str) -> dict[str, float]:
+    rows: Iterable[tuple[str, Values]] = system.values.items()
+    return {file: v for file, row in rows if isinstance(v := row.get(metric), float)}

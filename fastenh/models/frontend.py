@@ -1,0 +1,61 @@
+"""From waveform to spectrum and back, and the level that every model sees."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SAMPLE_RATE = 16_000
+N_FFT = 512
+BINS = N_FFT // 2 + 1
+_SILENCE_RMS = 1e-7  # -140 dBFS: below 24-bit dither, scaled no further
+
+
+class Frontend(nn.Module):
+    """Centred STFT with a periodic Hann window of 512 samples, and its inverse.
+
+    The waveform is padded with zeros to whole hops, so that the last frame is centred on or behind the last
+    sample: every sample that is kept then has a squared-window sum of at least 0.5. Behind the last centre that
+    sum falls to nothing, and an inverse STFT would amplify whatever the mask did there.
+    """
+
+    def __init__(self, hop: int = 256) -> None:
+        super().__init__()
+        if hop not in (128, 256):
+            raise ValueError(f"hop must be 128 or 256 samples, not {hop}")
+        self.hop = hop
+        self.register_buffer("window", torch.hann_window(N_FFT, periodic=True), persistent=False)
+
+    def stft(self, waveform: Tensor) -> Tensor:
+        """(B, L), L >= 1 -> complex (B, 257, T) with T = ceil(L / hop) + 1."""
+        padded = F.pad(waveform, (0, -waveform.shape[-1] % self.hop))
+        window = self.window.to(waveform.dtype)
+        return torch.stft(padded, N_FFT, self.hop, window=window, pad_mode="constant", return_complex=True)
+
+    def istft(self, spectrum: Tensor, length: int) -> Tensor:
+        """Complex (B, 257, T) -> (B, length), for the length that was given to ``stft``."""
+        window = self.window.to(spectrum.real.dtype)
+        padded = length + -length % self.hop
+        return torch.istft(spectrum, N_FFT, self.hop, window=window, length=padded)[..., :length]
+
+
+def normalise_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale each (B, L) waveform to an RMS of 1. Returns it and the gain's inverse (B, 1), which takes it back."""
+    rms = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(_SILENCE_RMS)
+    return waveform / rms, rms
+
+
+class SpectralModel(nn.Module):
+    """A core that maps a spectrum to the enhanced spectrum, between an STFT and its inverse."""
+
+    def __init__(self, core: nn.Module, hop: int) -> None:
+        super().__init__()
+        self.core = core
+        self.frontend = Frontend(hop)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, L) at 16 kHz, any L >= 1 -> (B, L), level kept."""
+        scaled, rms = normalise_level(waveform)
+        spectrum = self.core(self.frontend.stft(scaled))
+        return self.frontend.istft(spectrum, waveform.shape[-1]) * rms

@@ -1,0 +1,309 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastenh.data.feed import prefetch
+from fastenh.models import checkpoint
+from fastenh.models.frontend import SpectralModel
+from fastenh.models.registry import build
+from fastenh.train.losses import EnhancementLoss
+from fastenh.train.memory import keep_freed_memory
+from fastenh.train.recipe import OptimiserConfig, Recipe, to_values
+from fastenh.train.schedule import Plateau, learning_rate_share
+from fastenh.train.sources import Sources
+from fastenh.train.state import RunError, load_state, save_state
+from fastenh.train.validation import validate
+
+_MAX_BAD_STEPS = 10  # in a row
+_LOG_STEPS = 20
+_SEED_STRIDE = 1_000_003  # a prime: the seeds of the steps of two runs do not meet
+
+Event = dict[str, Any]
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on."""
+
+
+class Trainer:
+    """One run: a recipe, its data, a folder for its checkpoints and its log.
+
+    RUN/log.jsonl gets every event; RUN/last.safetensors and RUN/best.safetensors are checkpoints for use,
+    RUN/state.pt is what ``resume`` goes on from: with the same recipe and data, on the CPU, bit for bit as if the
+    run had never stopped. Raises ``RunError`` where the folder holds another model.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: Sources,
+        folder: Path,
+        device: torch.device,
+        on_event: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.recipe, self.sources, self.folder, self.device = recipe, sources, folder, device
+        self.on_event = on_event
+        torch.manual_seed(recipe.data.seed)
+        self.model = _initial_model(recipe).to(device)
+        self.loss = EnhancementLoss(recipe.loss).to(device)
+        self.optimiser = make_optimiser(self.model, recipe.optimiser)
+        self.ema = _average(self.model, recipe.run.ema)
+        self.plateau = Plateau()
+        self.step = 0
+        self.seconds = 0.0  # of training, over all sessions of the run
+        self.bad_steps = 0
+        self.autocast_dtype = _precision(recipe.run.precision, device)
+        self._began = time.monotonic()
+        self._stop = threading.Event()
+        if device.type == "cpu":
+            keep_freed_memory()
+        if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
+            self.model.core.compile()
+
+    # --- state -----------------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Go on from RUN/state.pt. Raises ``RunError`` where it is missing, damaged, or of another model."""
+        state = load_state(self.folder)
+        mine, theirs = to_values(self.recipe), state["recipe"]
+        if any(json.dumps(mine[key]) != json.dumps(theirs[key]) for key in ("model", "config")):
+            raise RunError(f"{self.folder}: holds a run of {theirs['model']} with another configuration")
+        self.model.core.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.plateau.load_state_dict(state["plateau"])
+        self.step, self.seconds, self.bad_steps = state["step"], state["seconds"], state["bad_steps"]
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        self.seconds, self._began = self.seconds + now - self._began, now
+        save_state(
+            self.folder,
+            {
+                "recipe": to_values(self.recipe),
+                "model": self.model.core.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "ema": self.ema.state_dict() if self.ema is not None else None,
+                "plateau": self.plateau.state_dict(),
+                "step": self.step,
+                "seconds": self.seconds,
+                "bad_steps": self.bad_steps,
+            },
+        )
+        self._checkpoint("last", {})
+
+    def _checkpoint(self, name: str, validation: dict[str, float]) -> None:
+        summary = training_summary(self.recipe, self.sources, self.device, self.step, self.seconds, validation)
+        path = self.folder / f"{name}{checkpoint.SUFFIX}"
+        checkpoint.save(path, self.recipe.model, self.recipe.config, self._judged(), summary, half=False)
+
+    def _judged(self) -> SpectralModel:
+        """The model that is validated and kept: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def train(self, max_minutes: float | None = None) -> str:
+        """Train to the end of the recipe, or until time, an interrupt (SIGINT, SIGTERM) or early stopping ends it.
+
+        Returns the reason in words. Raises ``TrainingError`` after ten steps in a row without a finite loss.
+        """
+        deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
+        per_epoch, epochs = self.sources.feed.steps_per_epoch, self.recipe.run.epochs
+        self._began = time.monotonic()
+        with _interrupts(self._stop), closing(prefetch(self.sources.feed, self.step)) as batches:
+            meter = Meter()
+            while self.step < per_epoch * epochs:
+                loss = self._train_step(next(batches))
+                self.step += 1
+                meter.add(loss, self.recipe.data.batch_size)
+                if self.step % _LOG_STEPS == 0:
+                    self._emit("step", **meter.read(), time_left=self._time_left(meter, deadline))
+                if self.step % per_epoch == 0 and self._end_epoch():
+                    return "early stopping"
+                if self._stop.is_set() or time.monotonic() >= deadline:
+                    self._save()
+                    return "interrupted" if self._stop.is_set() else "time is up"
+        self._save()
+        return "finished"
+
+    def _train_step(self, batch: tuple[Tensor, Tensor]) -> float:
+        recipe = self.recipe
+        # Dropout draws by step, not by history: a resumed run draws what it would have drawn.
+        torch.manual_seed(recipe.data.seed * _SEED_STRIDE + self.step)
+        noisy, clean = (side.to(self.device, non_blocking=True) for side in batch)
+        share = learning_rate_share(recipe.schedule, self.step, self.sources.feed.steps_per_epoch, recipe.run.epochs)
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.optimiser.learning_rate * share * self.plateau.share
+        self.model.train()
+        statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms: a bad step spoils them
+        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32):
+            enhanced = self.model(noisy)
+        loss = self.loss(enhanced.float(), clean, noisy)
+        self.optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimiser.clip)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            for buffer, value in zip(self.model.buffers(), statistics, strict=True):
+                buffer.copy_(value)
+            return self._skip_step()
+        self.bad_steps = 0
+        self.optimiser.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return loss.item()
+
+    def _skip_step(self) -> float:
+        self.bad_steps += 1
+        self._emit("skipped", reason="loss or gradient not finite", in_a_row=self.bad_steps)
+        if self.bad_steps >= _MAX_BAD_STEPS:
+            raise TrainingError(
+                f"no finite loss in {self.bad_steps} steps in a row (step {self.step}): lower "
+                "optimiser.learning_rate, or set run.precision=float32; the last good state is kept"
+            )
+        return math.nan
+
+    def _end_epoch(self) -> bool:
+        """Validate, keep the best, save. True where early stopping ends the run."""
+        recipe = self.recipe
+        values = validate(self._judged(), self.loss, self.sources.validation, recipe.run.scored_pairs, self.device)
+        best = self.plateau.update(values["loss"], recipe.schedule)
+        self._emit("epoch", best=best, **{f"valid_{key}": value for key, value in values.items()})
+        if best:
+            self._checkpoint("best", values)
+        self._save()
+        return bool(recipe.run.early_stop) and self.plateau.idle >= recipe.run.early_stop
+
+    def _time_left(self, meter: Meter, deadline: float) -> float:
+        steps = self.sources.feed.steps_per_epoch * self.recipe.run.epochs - self.step
+        return min(steps * meter.seconds_per_step, deadline - time.monotonic())
+
+    def _emit(self, kind: str, **values: Any) -> None:
+        per_epoch = self.sources.feed.steps_per_epoch
+        event = {
+            "kind": kind,
+            "step": self.step,
+            "epoch": -(-self.step // per_epoch),
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
+            **values,
+        }
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(event) + "\n")
+        self.on_event(event)
+
+
+class Meter:
+    """Mean loss and speed since the last reading."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._clips = 0
+        self._since = time.monotonic()
+        self.seconds_per_step = 0.0
+
+    def add(self, loss: float, clips: int) -> None:
+        if math.isfinite(loss):
+            self._losses.append(loss)
+        self._clips += clips
+
+    def read(self) -> dict[str, float | None]:
+        now = time.monotonic()
+        elapsed = now - self._since
+        self.seconds_per_step = elapsed / _LOG_STEPS
+        loss = sum(self._losses) / len(self._losses) if self._losses else None
+        values = {"loss": loss, "clips_per_second": self._clips / elapsed}
+        self._losses, self._clips, self._since = [], 0, now
+        return values
+
+
+def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """Adam (L2 on all, as the origin) or AdamW (decay on matrices and kernels; not on biases and norms)."""
+    options = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
+    if config.kind == "adam":
+        return torch.optim.Adam(model.parameters(), weight_decay=config.weight_decay, **options)
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, **options)
+
+
+def training_summary(
+    recipe: Recipe, sources: Sources, device: torch.device, step: int, seconds: float, validation: dict[str, float]
+) -> dict[str, Any]:
+    """What a checkpoint says of its training; no paths."""
+    values = to_values(recipe)
+    del values["model"], values["config"]
+    for key in ("clean", "noise", "rir", "noisy", "valid_noisy", "valid_clean"):
+        del values["data"][key]
+    values["run"]["init"] = Path(recipe.run.init).name
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "recipe": values,
+        "data": sources.description,
+        "steps": step,
+        "hours": round(seconds / 3600, 2),
+        "device": name,
+        "validation": validation,
+    }
+
+
+def _initial_model(recipe: Recipe) -> SpectralModel:
+    model = build(recipe.model, recipe.config)
+    if recipe.run.init:
+        start, found = checkpoint.load(recipe.run.init)
+        if found.name != recipe.model:
+            raise RunError(f"run.init: {recipe.run.init} is a {found.name}, the recipe trains a {recipe.model}")
+        try:
+            model.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise RunError(f"run.init: {recipe.run.init} has another configuration than the recipe") from error
+    return model
+
+
+def _average(model: SpectralModel, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def _precision(asked: str, device: torch.device) -> torch.dtype:
+    if asked != "auto":
+        return getattr(torch, asked)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32  # emulated bfloat16 is slower than float32
+
+
+@contextmanager
+def _interrupts(stop: threading.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the loop to save and end; a second one ends the program."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

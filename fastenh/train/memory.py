@@ -1,0 +1,24 @@
+"""The C library's allocator, set for training on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc's malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep freed memory instead of handing it back to the kernel; False where there is no glibc.
+
+    A training step frees and takes tensors of tens of megabytes by the hundred, each a new mapping whose pages fault
+    one by one otherwise: 2.1 s a step became 1.3 s (dpt, eight 2 s crops, two cores).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 512 << 20))
+    return all(mallopt(option, value) == 1 for option, value in settings)

@@ -1,0 +1,111 @@
+"""From the [data] section of a recipe to batches and validation pairs, with the checks that save wasted runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fastenh.data.corpus import Corpus
+from fastenh.data.feed import Feed, MixFeed, PairFeed
+from fastenh.data.mixing import Mixer
+from fastenh.data.pairs import Pair, PairError, load_pair, match_pairs
+from fastenh.evaluate.metrics import MetricError, si_sdr
+from fastenh.models.frontend import SAMPLE_RATE
+from fastenh.train.recipe import DataConfig, Recipe, RecipeError
+
+_IMPLAUSIBLE_DB = -15.0  # a mean noisy SI-SDR below this is misalignment, not noise
+_CHECKED_PAIRS = 64
+_HELD_OUT = 20  # every 20th recording or pair
+_LONGEST = 10.0  # seconds of a validation pair
+
+
+@dataclass(frozen=True)
+class Sources:
+    feed: Feed
+    validation: list[tuple[np.ndarray, np.ndarray]]  # (noisy, clean), each (L,)
+    description: str
+    warnings: list[str]
+
+
+def open_sources(recipe: Recipe) -> Sources:
+    """Raises ``RecipeError`` where the recipe names too little or too much, ``PairError`` and ``AudioError`` where
+    the files are not fit for training."""
+    data = recipe.data
+    if data.noisy and data.clean and not data.noise:
+        return _recorded(recipe)
+    if data.clean and data.noise and not data.noisy:
+        return _mixed(recipe)
+    raise RecipeError(
+        "data: give clean speech and noise to mix (--clean DIR --noise DIR), or pairs (--noisy DIR --clean DIR)"
+    )
+
+
+def _mixed(recipe: Recipe) -> Sources:
+    data, run = recipe.data, recipe.run
+    length = round(data.seconds * SAMPLE_RATE)
+    speech, noise = (Corpus.load([Path(p) for p in paths], SAMPLE_RATE) for paths in (data.clean, data.noise))
+    rooms = Corpus.load([Path(p) for p in data.rir], SAMPLE_RATE) if data.rir else None
+    parts = f"{speech.seconds / 60:.1f} min of speech, {noise.seconds / 60:.1f} min of noise"
+    description = f"{parts}, {len(rooms) if rooms else 0} rooms, mixed on the fly"
+    validation, warnings = _given_validation(data)
+    if not validation:
+        (speech, held_speech), (noise, held_noise) = speech.split(_HELD_OUT), noise.split(_HELD_OUT)
+        held = Mixer(recipe.mixing, held_speech, held_noise, rooms, length, seed=data.seed + 1)
+        validation = [held.pair(i) for i in range(run.validation_pairs)]
+    mixer = Mixer(recipe.mixing, speech, noise, rooms, length, data.seed)
+    return Sources(MixFeed(mixer, data.batch_size, run.steps_per_epoch), validation, description, warnings)
+
+
+def _recorded(recipe: Recipe) -> Sources:
+    data = recipe.data
+    if len(data.clean) != 1:
+        raise RecipeError("data.clean: pairs take one folder of clean recordings")
+    pairs = match_pairs(Path(data.noisy), Path(data.clean[0]))
+    validation, warnings = _given_validation(data)
+    if not validation:
+        held = pairs[:: max(_HELD_OUT, len(pairs) // recipe.run.validation_pairs)]
+        pairs = [pair for pair in pairs if pair not in held] or pairs
+        validation, warnings = _load_validation(held)
+    warnings += check_pairs(pairs)
+    length = round(data.seconds * SAMPLE_RATE)
+    feed = PairFeed(pairs, data.batch_size, length, SAMPLE_RATE, data.seed)
+    return Sources(feed, validation, f"{len(pairs)} pairs", warnings)
+
+
+def _given_validation(data: DataConfig) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:
+    if bool(data.valid_noisy) != bool(data.valid_clean):
+        raise RecipeError("data: valid_noisy and valid_clean go together")
+    if not data.valid_noisy:
+        return [], []
+    pairs = match_pairs(Path(data.valid_noisy), Path(data.valid_clean))
+    warnings = check_pairs(pairs)
+    return _load_validation(pairs)[0], warnings
+
+
+def _load_validation(pairs: Sequence[Pair]) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:
+    limit = round(_LONGEST * SAMPLE_RATE)
+    loaded = [load_pair(pair, SAMPLE_RATE) for pair in pairs]
+    return [(noisy[:limit], clean[:limit]) for noisy, clean, _ in loaded], [w for *_, ws in loaded for w in ws]
+
+
+def check_pairs(pairs: Sequence[Pair]) -> list[str]:
+    """Warnings of up to 64 pairs, evenly spaced. Raises ``PairError`` for a pair that is misaligned, and for a noisy
+    baseline that no recording has: two starts drawn for one pair look like a very hard corpus otherwise."""
+    warnings: list[str] = []
+    values = []
+    for pair in pairs[:: max(1, len(pairs) // _CHECKED_PAIRS)]:
+        noisy, clean, remarks = load_pair(pair, SAMPLE_RATE)
+        warnings += remarks
+        try:
+            values.append(si_sdr(noisy, clean))
+        except MetricError:
+            continue  # a silent side: noise alone is fit for training
+    if values and float(np.mean(np.maximum(values, -100.0))) < _IMPLAUSIBLE_DB:
+        raise PairError(
+            f"the noisy side of {pairs[0].noisy} and others has an SI-SDR of {np.mean(values):.1f} dB on average: "
+            "noisy and clean files do not belong together, or are not aligned"
+        )
+    return warnings

@@ -1,0 +1,47 @@
+"""The state of a run on disk: one file with all that a resumed run needs, replaced atomically."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+STATE = "state.pt"
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".state-")
+    os.close(handle)
+    try:
+        torch.save(state, name)
+        Path(name).replace(folder / STATE)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Raises ``RunError`` where there is none, or it is damaged."""
+    path = folder / STATE
+    if not path.is_file():
+        raise RunError(f"{folder}: nothing to resume, there is no {STATE}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
+        raise RunError(f"{path}: damaged, cannot be resumed ({str(error).splitlines()[0]})") from error
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """Make the run folder. Raises ``RunError`` where it holds a run that would be overwritten."""
+    if not resume and (folder / STATE).exists():
+        raise RunError(f"{folder}: holds a run; give --resume to go on with it, or another -o")
+    if resume and not (folder / STATE).exists():
+        raise RunError(f"{folder}: nothing to resume, there is no {STATE}")
+    folder.mkdir(parents=True, exist_ok=True)
