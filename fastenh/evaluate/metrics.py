@@ -24,8 +24,11 @@ def available() -> tuple[str, ...]:
 
 
 def si_sdr(estimate: np.ndarray, clean: np.ndarray) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019). Raises ``MetricError`` on silence."""
-    estimate, clean = estimate.astype(np.float64), clean.astype(np.float64)
+    """Scale-invariant signal-to-distortion ratio in dB, of the signals less their means (Le Roux et al. 2019).
+
+    Raises ``MetricError`` on silence.
+    """
+    estimate, clean = (x - x.mean() if x.size else x for x in (estimate.astype(np.float64), clean.astype(np.float64)))
     energy = np.dot(clean, clean)
     if energy == 0 or not np.any(estimate):
         raise MetricError("silence has no SI-SDR")

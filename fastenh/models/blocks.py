@@ -23,10 +23,13 @@ def convolve_normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tens
     """``norm(conv(x))``; in evaluation one convolution, the batch norm folded into its weights."""
     if norm.training:
         return norm(conv(x))
+    return conv._conv_forward(x, *fold_batch_norm(conv, norm))
+
+
+def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution that is ``norm(conv(x))`` in evaluation."""
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    weight = conv.weight * scale.view(-1, 1, 1, 1)
-    bias = (conv.bias - norm.running_mean) * scale + norm.bias
-    return conv._conv_forward(x, weight, bias)
+    return conv.weight * scale.view(-1, 1, 1, 1), (conv.bias - norm.running_mean) * scale + norm.bias
 
 
 class AxisLayer(nn.Module):

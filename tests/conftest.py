@@ -1,0 +1,45 @@
+"""What several test files need: a small model, speech-like signals, the samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastenh.models import checkpoint
+from fastenh.models.dpt import DPTConfig
+from fastenh.models.registry import build
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+TINY_DPT = DPTConfig(channels=16, front_channels=4, head_channels=8, heads=2, feed_forward=32, blocks=1)
+
+
+def voice(length: int, seed: int = 0, rate: int = 16_000) -> np.ndarray:
+    """Speech-like (length,): a gliding harmonic tone, switched on and off by syllables."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(length) / rate
+    pitch = 110 + 60 * rng.random() + 15 * np.sin(2 * np.pi * 0.7 * time)
+    phase = 2 * np.pi * np.cumsum(pitch) / rate
+    tone = sum(np.sin(k * phase + rng.uniform(0, 6)) / k for k in range(1, 15))
+    syllables = np.clip(np.sin(2 * np.pi * 3 * time + rng.uniform(0, 6)) + 0.4, 0, 1)
+    return (0.1 * tone * syllables).astype(np.float32)
+
+
+def noise(length: int, seed: int = 0, scale: float = 0.05) -> np.ndarray:
+    return (scale * np.random.default_rng(seed + 1000).standard_normal(length)).astype(np.float32)
+
+
+@pytest.fixture
+def tiny_model():
+    """A dual-path transformer of 16 channels with random weights."""
+    torch.manual_seed(0)
+    return build("dpt", TINY_DPT).eval()
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny_model, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    checkpoint.save(path, "dpt", TINY_DPT, tiny_model, {}, half=False)
+    return path
