@@ -25,7 +25,7 @@ def textbook_layer(w, heads):
     layer = nn.TransformerEncoderLayer(
         w.qkv_weight.shape[1], heads, w.up_weight.shape[0], 0.0, "relu", batch_first=True, norm_first=True, dtype=F64
     )
-    names = "norm1 self_attn.in_proj_ self_attn.out_proj norm2 linear1 linear2".split()
+    names = ["norm1", "self_attn.in_proj_", "self_attn.out_proj", "norm2", "linear1", "linear2"]
     keys = [f"{n}weight" if n.endswith("_") else f"{n}.weight" for n in names]
     state = {}
     for key, weight, bias in zip(keys, w[::2], w[1::2], strict=True):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastenh.cli.errors import one_line
@@ -58,8 +58,8 @@ def command(
     Without -o, FOLDER becomes FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length,
     container and sample format stay as they are. Exit code 1 if a file failed, 2 for wrong usage.
     """
-    console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    plain = {"stderr": True, "highlight": False, "markup": False, "soft_wrap": True}
+    console, errors = Console(quiet=quiet, **plain), Console(**plain)
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
         tasks, results = job.lay_out(inputs, output, suffix)
         if not tasks and not results:
@@ -107,13 +107,13 @@ def _progress(console: Console, verbose: bool) -> Progress:
 
 def _show(result: job.Result, errors: Console, console: Console, verbose: bool) -> None:
     if result.status == "failed":
-        errors.print(f"error: {escape(result.error)}")
+        errors.print(f"error: {result.error}")
     elif verbose:
         speed = f", {result.audio_seconds:.1f} s of audio in {result.elapsed_seconds:.2f} s"
         done = speed if result.status == "enhanced" else ""
-        console.print(escape(f"{result.source} -> {result.target}: {result.status}{done}"))
+        console.print(f"{result.source} -> {result.target}: {result.status}{done}")
     for warning in result.warnings:
-        console.print(escape(f"warning: {result.source}: {warning}"))
+        console.print(f"warning: {result.source}: {warning}")
 
 
 def _words(summary: Summary, results: list[job.Result]) -> str:
@@ -127,10 +127,6 @@ def _words(summary: Summary, results: list[job.Result]) -> str:
         factor = summary.real_time_factor
         parts.append(f"{int(minutes)}:{seconds:04.1f} of audio")
         parts.append(f"real-time factor {factor:.3f} ({1 / factor:.1f}x)")
-    folders = {str(_top(result.target)) for result in results if result.target is not None}
-    where = f" -> {', '.join(sorted(folders))}" if 0 < len(folders) <= 3 else ""
-    return escape(", ".join(parts) + where)
-
-
-def _top(target: Path) -> Path:
-    return target.parent
+    targets = [str(result.target.parent) for result in results if result.target is not None]
+    where = f" -> {os.path.commonpath(targets)}" if targets else ""
+    return ", ".join(parts) + where

@@ -44,7 +44,10 @@ def command(
 
     PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and differences to noisy.
     """
-    console, errors = Console(highlight=False, soft_wrap=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    console, errors = (
+        Console(highlight=False, soft_wrap=False),
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
+    )
     with one_line():
         pairs = match_pairs(noisy, clean)
         systems: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from fastenh.cli.errors import one_line
 from fastenh.enhance.enhancer import pick_device
@@ -48,7 +47,7 @@ def command(
 
     The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     with one_line():
         given = [f"data.{key}={json.dumps(value)}" for key, value in data.items() if value]
         recipe = load_recipe(recipe_name, [*given, *settings])
@@ -59,13 +58,13 @@ def command(
         claim(folder, resume)
         sources = open_sources(recipe)
         for warning in sources.warnings:
-            console.print(escape(f"warning: {warning}"))
+            console.print(f"warning: {warning}")
         trainer = Trainer(recipe, sources, folder, target, lambda event: _show(console, event, quiet))
         if resume:
             trainer.resume()
-        console.print(escape(_opening(trainer, recipe.model, sources.description)))
+        console.print(_opening(trainer, recipe.model, sources.description))
         reason = trainer.train(max_minutes)
-        console.print(escape(f"{reason} at step {trainer.step}; {folder} holds the checkpoints"))
+        console.print(f"{reason} at step {trainer.step}; {folder} holds the checkpoints")
 
 
 def _opening(trainer: Trainer, name: str, data: str) -> str:

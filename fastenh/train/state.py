@@ -19,9 +19,9 @@ class RunError(ValueError):
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
     handle, name = tempfile.mkstemp(dir=folder, prefix=".state-")
-    os.close(handle)
     try:
-        torch.save(state, name)
+        with os.fdopen(handle, "wb") as file:  # by name, torch refuses one that begins with a dot
+            torch.save(state, file)
         Path(name).replace(folder / STATE)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""fastenh enhance: files and folders, through the command line."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+from conftest import SAMPLES, noise, voice
+
+from fastenh.audio.files import read
+from fastenh.cli import main
+
+
+@pytest.fixture
+def run(tiny_checkpoint):
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(main, ["enhance", "--model", str(tiny_checkpoint), *map(str, arguments)])
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        return result.output
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "in"
+    (root / "deep").mkdir(parents=True)
+    soundfile.write(root / "a.wav", voice(8000) + noise(8000), 16_000)
+    soundfile.write(root / "deep" / "ü b.flac", np.stack([voice(9000), noise(9000)]).T, 44_100, subtype="PCM_24")
+    return root
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_folder_beside_its_input(run, folder):
+    output = run(folder)
+    target = folder.with_name("in-enhanced")
+    assert tree(target) == tree(folder)
+    for name in tree(folder):
+        (before, encoding), (after, encoding_after) = read(folder / name), read(target / name)
+        assert encoding == encoding_after
+        assert before.shape == after.shape
+        assert not np.array_equal(before, after)
+    assert "2 files enhanced" in output
+    assert "real-time factor" in output
+    assert "in-enhanced" in output
+
+
+def test_samples_are_enhanced_without_their_references(run, tmp_path):
+    run(SAMPLES, "-o", tmp_path / "out")
+    assert tree(tmp_path / "out") == sorted(p.name for p in SAMPLES.iterdir() if p.is_file())
+    for name in tree(tmp_path / "out"):
+        (before, encoding), (after, encoding_after) = read(SAMPLES / name), read(tmp_path / "out" / name)
+        assert (before.shape, encoding) == (after.shape, encoding_after)
+
+
+def test_several_inputs_and_single_files(run, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    run(folder, other, folder / "a.wav", "-o", tmp_path / "out", "--suffix", "-x")
+    names = ["a-x.wav", "in/a-x.wav", "in/deep/ü b-x.flac", "other/a-x.wav", "other/deep/ü b-x.flac"]
+    assert tree(tmp_path / "out") == names
+    run(folder / "a.wav")
+    assert (folder / "a-enhanced.wav").exists()
+    run(folder / "a.wav", "-o", tmp_path / "one.wav")
+    assert (tmp_path / "one.wav").exists()
+    assert "must end in .wav" in run(folder / "a.wav", "-o", tmp_path / "one.mp3", code=2)
+
+
+def test_existing_outputs_are_skipped_unless_overwritten(run, folder):
+    run(folder)
+    target = folder.with_name("in-enhanced") / "a.wav"
+    target.write_bytes(b"mine")
+    assert "2 skipped" in run(folder)
+    assert target.read_bytes() == b"mine"
+    run(folder, "--overwrite")
+    assert target.read_bytes() != b"mine"
+
+
+def test_an_input_is_never_replaced(run, folder):
+    before = (folder / "a.wav").read_bytes()
+    assert "would replace an input" in run(folder, "-o", folder, "--overwrite", code=2)
+    assert "would replace an input" in run(folder / "a.wav", "-o", folder / "a.wav", "--overwrite", code=2)
+    link = folder.with_name("link")
+    link.symlink_to(folder)
+    assert "would replace an input" in run(folder, "-o", link, "--overwrite", code=2)
+    assert (folder / "a.wav").read_bytes() == before
+
+
+def test_output_inside_the_input_is_no_input_of_the_next_run(run, folder):
+    for options in (["-o", folder / "out"], ["-o", folder, "--suffix", "-clean"]):
+        run(folder, *options)
+        first = tree(folder)
+        assert "2 skipped" in run(folder, *options)
+        assert tree(folder) == first
+        shutil.rmtree(folder / "out", ignore_errors=True)
+
+
+def test_two_inputs_for_one_output(run, folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "x" / "in")
+    assert "would hold both" in run(folder, other, "-o", tmp_path / "out", code=2)
+
+
+def test_a_bad_file_is_named_and_the_rest_go_on(run, folder, tmp_path):
+    (folder / "bad.wav").write_text("this is text")
+    (folder / "empty.flac").write_bytes(b"")
+    report = tmp_path / "report.json"
+    output = run(folder, tmp_path / "gone.wav", "-o", tmp_path / "out", "--report", report, code=1)
+    assert "bad.wav: cannot be read as sound" in output
+    assert "gone.wav: no such file or folder" in output
+    assert "2 files enhanced, 3 failed" in output.replace("\n", " ")
+    assert len(tree(tmp_path / "out")) == 2
+    content = json.loads(report.read_text())
+    assert content["summary"]["failed"] == 3
+    states = {os.path.basename(f["source"]): f["status"] for f in content["files"]}  # noqa: PTH119 (a plain string)
+    assert states["a.wav"] == "enhanced"
+    assert states["bad.wav"] == states["empty.flac"] == states["gone.wav"] == "failed"
+    assert content["settings"]["backend"] == "reference"
+
+
+def test_odd_contents(run, tmp_path):
+    root = tmp_path / "odd"
+    root.mkdir()
+    spoilt = voice(4000)
+    spoilt[10:20] = np.nan
+    cases = {"none": voice(0), "one": voice(1), "silence": np.zeros(5000), "dc": np.full(3000, 0.5), "nan": spoilt}
+    cases["square"] = np.sign(np.sin(np.arange(8000) / 20))
+    for name, samples in cases.items():
+        soundfile.write(root / f"{name}.wav", samples, 16_000, subtype="FLOAT")
+    output = run(root, "-v")
+    assert "nan.wav: 10 NaN or infinite samples taken as silence" in output.replace("\n", "")
+    for name, samples in cases.items():
+        enhanced, _ = soundfile.read(tmp_path / "odd-enhanced" / f"{name}.wav")
+        assert enhanced.shape == samples.shape
+        assert np.isfinite(enhanced).all()
+    assert not soundfile.read(tmp_path / "odd-enhanced" / "silence.wav")[0].any()
+
+
+def test_unwritable_output(run, folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    output = run(folder, "-o", tmp_path / "file", code=1)
+    assert "2 failed" in output
+
+
+def test_usage_errors_are_one_line(run, folder, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    assert "no audio files in" in run(tmp_path / "nothing", code=2)
+    assert "cannot run on cpu" in run(folder, "--backend", "triton", code=2)
+    assert "cannot be used" in run(folder, "--device", "cuda:77", code=2)
+    assert "no shipped weights for 'nobody'" in run(folder, "--model", "nobody", code=1)
+    assert "Missing argument" in run(code=2)
+
+
+def test_quiet_is_quiet(run, folder):
+    assert run(folder, "-q") == ""

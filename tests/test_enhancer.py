@@ -1,0 +1,136 @@
+"""The Python interface: shapes, spans around a model, level, odd input."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise, voice
+from torch import nn
+
+from fastenh import Enhancer
+from fastenh.enhance.enhancer import EnhancementError
+
+
+class Gain(nn.Module):
+    """A model that multiplies."""
+
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, waveform):
+        return waveform * self.gain
+
+
+def short_spans(model, **options):
+    return Enhancer(model, "cpu", span_seconds=0.25, context_seconds=0.1, **options)
+
+
+@pytest.mark.parametrize("rate", [8000, 16_000, 44_100])
+@pytest.mark.parametrize("length", [0, 1, 2, 255, 5000, 20_001])
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_shape_in_shape_out(tiny_model, rate, length, channels):
+    shape = (length,) if channels is None else (channels, length)
+    signal = np.resize(voice(max(length, 1)), shape).astype(np.float32)
+    enhanced = short_spans(tiny_model)(signal, rate)
+    assert enhanced.shape == shape
+    assert np.isfinite(enhanced).all()
+
+
+def test_torch_in_torch_out(tiny_model):
+    signal = torch.from_numpy(voice(3000)).double()
+    enhanced = short_spans(tiny_model)(signal, 16_000)
+    assert enhanced.dtype == torch.float64
+    assert enhanced.shape == signal.shape
+
+
+def test_a_constant_mask_returns_the_input_across_the_seams():
+    for length in (10_000, 15_999, 16_000, 50_001):
+        signal = voice(length)
+        enhanced = short_spans(Gain(0.5))(signal, 16_000)
+        np.testing.assert_allclose(enhanced, 0.5 * signal, atol=1e-6)
+
+
+def test_what_fits_one_window_is_the_plain_model_call(tiny_model):
+    enhancer = short_spans(tiny_model)
+    for length in (1, 1000, enhancer.spans.window):
+        signal = voice(length)
+        with torch.inference_mode():
+            plain = tiny_model(torch.from_numpy(signal)[None])[0].numpy()
+        np.testing.assert_array_equal(enhancer(signal, 16_000), plain)
+
+
+def test_batch_size_changes_nothing(tiny_model):
+    signal = np.stack([voice(30_000, seed) + noise(30_000, seed) for seed in range(2)])
+    one = short_spans(tiny_model, batch_size=1)(signal, 16_000)
+    for batch_size in (2, 5, 100):
+        np.testing.assert_allclose(short_spans(tiny_model, batch_size=batch_size)(signal, 16_000), one, atol=1e-6)
+
+
+def test_channels_do_not_meet(tiny_model):
+    signal = np.stack([voice(12_000, seed) for seed in range(2)])
+    both = short_spans(tiny_model)(signal, 16_000)
+    for channel in range(2):
+        np.testing.assert_allclose(short_spans(tiny_model)(signal[channel], 16_000), both[channel], atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [100, 4096, 33_333])
+def test_streaming_equals_in_memory(tiny_model, block):
+    enhancer = short_spans(tiny_model)
+    signal = (voice(40_000) + noise(40_000))[None]
+    blocks = [signal[:, i : i + block] for i in range(0, signal.shape[1], block)]
+    streamed = np.concatenate(list(enhancer.stream(blocks, channels=1)), axis=1)
+    np.testing.assert_array_equal(streamed, enhancer(signal, 16_000))
+
+
+def test_silence_and_constant_input(tiny_model):
+    enhancer = short_spans(tiny_model)
+    assert not enhancer(np.zeros(20_000, np.float32), 16_000).any()
+    assert np.isfinite(enhancer(np.ones(20_000, np.float32), 16_000)).all()
+    half = np.concatenate([np.zeros(20_000, np.float32), voice(20_000)])
+    assert not enhancer(half, 16_000)[:10_000].any()
+
+
+def test_nan_and_infinity_count_as_silence(tiny_model):
+    signal = voice(20_000)
+    spoilt, silent = signal.copy(), signal.copy()
+    spoilt[5000:5100], spoilt[7000], silent[5000:5100], silent[7000] = np.nan, np.inf, 0, 0
+    enhancer = short_spans(tiny_model)
+    np.testing.assert_array_equal(enhancer(spoilt, 16_000), enhancer(silent, 16_000))
+
+
+@pytest.mark.parametrize("db", [0.0, 6.0, 20.0])
+def test_attenuation_limit(db):
+    signal = voice(20_000)
+    muted = short_spans(Gain(0.0))(signal, 16_000, atten_lim_db=db)
+    np.testing.assert_allclose(muted, signal * 10 ** (-db / 20), atol=1e-6)
+
+
+def test_level_scales_through(tiny_model):
+    signal = voice(30_000) + noise(30_000)
+    enhancer = short_spans(tiny_model)
+    np.testing.assert_allclose(enhancer(signal * 0.03, 16_000) / 0.03, enhancer(signal, 16_000), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_dtypes(tiny_model, dtype):
+    signal = voice(8000)
+    full = Enhancer(tiny_model, "cpu", "float32")(signal, 16_000)
+    error = np.linalg.norm(Enhancer(tiny_model, "cpu", dtype)(signal, 16_000) - full) / np.linalg.norm(full)
+    assert error < 2e-2
+
+
+def test_wrong_input(tiny_model):
+    enhancer = short_spans(tiny_model)
+    with pytest.raises(ValueError, match=r"\(channels, samples\)"):
+        enhancer(np.zeros((16_000, 2), np.float32), 16_000)  # the other way round
+    with pytest.raises(ValueError, match="sample_rate"):
+        enhancer(np.zeros(10, np.float32), 0)
+    with pytest.raises(ValueError, match="dtype must be"):
+        Enhancer(tiny_model, "cpu", "int8")
+    with pytest.raises(ValueError, match="cannot be used"):
+        Enhancer(tiny_model, "cuda:99")
+
+
+def test_a_model_that_gives_nan_is_noticed():
+    with pytest.raises(EnhancementError, match="NaN"):
+        short_spans(Gain(float("nan")))(voice(1000), 16_000)

@@ -1,0 +1,248 @@
+"""The training loop: it learns, stops, goes on, and survives bad steps."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from conftest import SAMPLES, noise, voice
+
+from fastenh.cli import main
+from fastenh.models import checkpoint
+from fastenh.train.loop import Trainer, TrainingError
+from fastenh.train.recipe import load_recipe
+from fastenh.train.sources import open_sources
+from fastenh.train.state import STATE, RunError, load_state
+
+TINY = [
+    "config.channels=16", "config.front_channels=4", "config.head_channels=8", "config.heads=2",
+    "config.feed_forward=32", "config.blocks=1", "config.dropout=0.1",
+    "data.seconds=0.5", "data.batch_size=2", "run.steps_per_epoch=4", "run.epochs=3", "run.validation_pairs=2",
+    "run.scored_pairs=1", "schedule.warmup_epochs=0.5", "schedule.decay_epochs=1", "run.ema=0.5",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for folder, make in (("speech", voice), ("noise", noise)):
+        (root / folder).mkdir()
+        for index in range(3):
+            soundfile.write(root / folder / f"{index}.wav", make(24_000, seed=index), 16_000)
+    return root
+
+
+@pytest.fixture
+def trainer(data, tmp_path):
+    def make(name="run", *settings, resume=False):
+        given = [f"data.clean={data / 'speech'}", f"data.noise={data / 'noise'}"]
+        recipe = load_recipe("dpt-mix", [*TINY, *given, *settings])
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        made = Trainer(recipe, open_sources(recipe), folder, torch.device("cpu"))
+        if resume:
+            made.resume()
+        return made
+
+    return make
+
+
+def log_of(trainer):
+    return [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(path):
+    return checkpoint.read(path).tensors
+
+
+def test_a_run_leaves_checkpoints_and_a_log(trainer):
+    run = trainer()
+    assert run.train() == "finished"
+    assert run.step == 12
+    epochs = [event for event in log_of(run) if event["kind"] == "epoch"]
+    assert [event["epoch"] for event in epochs] == [1, 2, 3]
+    assert all(math.isfinite(event["valid_loss"]) and "valid_si_sdr" in event for event in epochs)
+    found = checkpoint.read(run.folder / "best.safetensors")
+    assert found.training["steps"] == max(event["step"] for event in epochs if event["best"])
+    assert "speech" not in json.dumps(found.training["recipe"]["data"])  # no paths
+    checkpoint.load(run.folder / "last.safetensors")
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 7])
+def test_resuming_is_bit_for_bit_the_undisturbed_run(trainer, stop_at):
+    whole = trainer("whole")
+    whole.train()
+    halted = trainer("halted")
+    step = halted._train_step
+
+    def stopping_step(batch):
+        loss = step(batch)
+        if halted.step + 1 == stop_at:
+            halted._stop.set()
+        return loss
+
+    halted._train_step = stopping_step
+    assert halted.train() == "interrupted"
+    assert halted.step == stop_at
+    resumed = trainer("halted", resume=True)
+    assert resumed.train() == "finished"
+    for name in ("last", "best"):
+        ours, theirs = (tensors(r.folder / f"{name}.safetensors") for r in (resumed, whole))
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert torch.equal(ours[key], theirs[key]), key
+    a, b = load_state(whole.folder), load_state(resumed.folder)
+    assert a["plateau"] == b["plateau"]
+
+
+def test_time_is_up(trainer):
+    run = trainer()
+    assert run.train(max_minutes=0) == "time is up"
+    assert run.step == 1
+    assert (run.folder / "last.safetensors").exists()
+
+
+def test_early_stopping(trainer):
+    run = trainer("run", "optimiser.learning_rate=0", "run.early_stop=1", "run.ema=0", "run.epochs=50")
+    run.plateau.best = -1e9
+    assert run.train() == "early stopping"
+    assert run.step == 4
+
+
+def test_bad_steps_are_skipped_and_counted(trainer):
+    run = trainer()
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    batch = run.sources.feed.batch(0)
+    batch[0][0, 0] = math.nan
+    assert math.isnan(run._train_step(batch))
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert run.bad_steps == 1
+    assert math.isfinite(run._train_step(run.sources.feed.batch(0)))
+    assert run.bad_steps == 0
+    for _ in range(9):
+        run._train_step(batch)
+    with pytest.raises(TrainingError, match="10 steps in a row"):
+        run._train_step(batch)
+    assert [e["in_a_row"] for e in log_of(run) if e["kind"] == "skipped"] == [1, *range(1, 11)]
+
+
+def test_damaged_and_foreign_runs_are_refused(trainer):
+    run = trainer()
+    with pytest.raises(RunError, match="nothing to resume"):
+        run.resume()
+    run.train(max_minutes=0)
+    with pytest.raises(RunError, match="another configuration"):
+        trainer("run", "config.channels=32", resume=True)
+    state = run.folder / STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(RunError, match="damaged"):
+        run.resume()
+
+
+def test_starting_from_a_checkpoint(trainer, tiny_checkpoint):
+    run = trainer("run", f"run.init={tiny_checkpoint}")
+    for key, value in tensors(tiny_checkpoint).items():
+        assert torch.equal(run.model.core.state_dict()[key], value)
+    with pytest.raises(RunError, match=r"run\.init"):
+        trainer("other", f"run.init={tiny_checkpoint}", "config.channels=32")
+
+
+def call(*arguments, code=0):
+    result = CliRunner().invoke(main, ["train", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+def sets(*extra):
+    return [part for setting in [*TINY, *extra] for part in ("--set", setting)]
+
+
+def test_command(data, tmp_path):
+    folders = ["--clean", data / "speech", "--noise", data / "noise"]
+    output = call("dpt-mix", "-o", tmp_path / "run", *folders, *sets(), "--device", "cpu")
+    assert "mixed on the fly" in output
+    assert "validation loss" in output
+    assert "finished at step 12" in output
+    assert "holds a run; give --resume" in call("dpt-mix", "-o", tmp_path / "run", *folders, *sets(), code=1)
+    longer = call("dpt-mix", "-o", tmp_path / "run", *folders, *sets("run.epochs=4"), "--resume")
+    assert "from step 12" in longer
+    assert "finished at step 16" in longer
+
+
+def test_command_with_pairs(tmp_path):
+    folders = ["--noisy", SAMPLES, "--clean", SAMPLES / "clean"]
+    valid = ["--valid-noisy", SAMPLES, "--valid-clean", SAMPLES / "clean"]
+    output = call("dpt", "-o", tmp_path / "run", *folders, *valid, *sets("run.epochs=1", "config.dropout=0"))
+    assert "6 pairs" in output
+    assert "finished at step 3" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (["dpt-mix"], "give clean speech and noise to mix", 2),
+        (["dpt-mix", "--clean", "nowhere", "--noise", "nowhere"], "nowhere, no audio files|no audio files", 1),
+        (["dpt", "--noisy", "nowhere", "--clean", "nowhere"], "nowhere: no such file or folder", 1),
+        (["dpx"], "no recipe 'dpx'", 2),
+        (["dpt", "--set", "run.epoch=1"], "run.epoch: no such key", 2),
+        (["dpt", "--device", "cuda:99"], "cannot be used", 2),
+        (["dpt-mix", "--resume"], "nothing to resume", 1),
+    ],
+)
+def test_command_errors(tmp_path, arguments, message, code):
+    output = call(*arguments, "-o", tmp_path / "run", code=code)
+    assert any(part in output for part in message.split("|"))
+
+
+def test_pairs_that_do_not_belong_together_stop_the_run(tmp_path):
+    for index in range(3):
+        for side, seed in (("noisy", index), ("clean", index + 50)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            soundfile.write(tmp_path / side / f"{index}.wav", noise(40_000, seed), 16_000)
+    output = call("dpt", "-o", tmp_path / "run", "--noisy", tmp_path / "noisy", "--clean", tmp_path / "clean", code=1)
+    assert "do not belong together" in output
+
+
+def test_interrupt_saves_and_exits_cleanly(data, tmp_path):
+    arguments = ["dpt-mix", "-o", tmp_path / "run", "--clean", data / "speech", "--noise", data / "noise"]
+    program = "from fastenh.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "train", *map(str, arguments), *sets("run.epochs=100000")],
+        stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "best.safetensors").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, output
+    assert "interrupted at step" in output
+    assert load_state(tmp_path / "run")["step"] > 0
+    assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["dpt", "crn", "mel_transformer", "stft_transformer"])
+def test_each_model_learns_on_the_samples(model, tmp_path):
+    """A short run of each model, at full size, lowers its loss on the samples."""
+    settings = ["data.seconds=1.0", "data.batch_size=3", "run.epochs=8", "schedule.warmup_epochs=1"]
+    folders = ["--noisy", SAMPLES, "--clean", SAMPLES / "clean"]
+    valid = ["--valid-noisy", SAMPLES, "--valid-clean", SAMPLES / "clean"]
+    changes = [part for setting in settings for part in ("--set", setting)]
+    call(model, "-o", tmp_path / "run", *folders, *valid, *changes, "--device", "cpu")
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    losses = [event["valid_loss"] for event in log if event["kind"] == "epoch"]
+    assert len(losses) == 8
+    assert np.min(losses[4:]) < 0.9 * losses[0], losses
