@@ -99,6 +99,7 @@ def test_command_compares_models_and_files(pairs, tiny_checkpoint):
     assert list(systems) == ["noisy", str(tiny_checkpoint), "perfect"]
     assert systems["perfect"]["si_sdr"]["difference"]["mean"] > 20
     assert systems["perfect"]["si_sdr"]["share_better"] == 1.0
+    assert systems["perfect"]["real_time_factor"] is None
     assert systems[str(tiny_checkpoint)]["real_time_factor"] > 0
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 9

@@ -120,6 +120,23 @@ def test_dpt_is_the_textbook_dpt(training):
         torch.testing.assert_close(core.front.weight.grad, book.e1[0].weight.grad)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_dpt_core_is_one_graph(tiny_model, training):
+    """torch.compile without a break, at two lengths, in evaluation and with its backward in training."""
+    core = tiny_model.core.train(training)
+    compiled = torch.compile(core, backend="aot_eager", fullgraph=True)
+    for frames in (9, 12):
+        noisy = torch.randn(1, 257, frames, dtype=torch.complex64)
+        torch.manual_seed(0)
+        ours = compiled(noisy)
+        if training:
+            ours.abs().sum().backward()
+            without = [name for name, p in core.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+            assert without == ["decoder.bias"]  # batch norm takes it out again
+        else:
+            torch.testing.assert_close(ours, core(noisy))
+
+
 @pytest.mark.parametrize("hop", [128, 256])
 def test_stft_round_trip_of_every_length(hop):
     frontend = Frontend(hop)

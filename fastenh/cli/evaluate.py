@@ -53,11 +53,12 @@ def command(
         systems: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}
         for model in models:
             systems[_label(model, systems)] = _with_model(model, device, dtype)
+        files = [] if enhanced is None else [enhanced.name]
         if enhanced is not None:
             systems[_label(enhanced.name, systems)] = _from_files(enhanced, pairs)
         with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
             bar = progress.add_task("evaluating", total=len(pairs))
-            comparison = compare(pairs, systems, jobs, lambda: progress.advance(bar))
+            comparison = compare(pairs, systems, files, jobs, lambda: progress.advance(bar))
         console.print(comparison_table(comparison, f"{len(pairs)} pairs"))
         _remarks(comparison, errors)
         settings = {"noisy": str(noisy), "clean": str(clean), "device": device, "dtype": dtype, "pairs": len(pairs)}

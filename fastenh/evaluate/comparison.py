@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,12 +84,14 @@ def bootstrap_mean(values: Sequence[float], resamples: int = 10_000) -> Mean | N
 def compare(
     pairs: Sequence[Pair],
     enhancers: dict[str, Callable[[Pair, np.ndarray], np.ndarray]],
+    untimed: Collection[str] = (),
     jobs: int = 0,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Score the noisy side and what each enhancer makes of it (pair, noisy (L,) at 16 kHz -> (L,)).
 
-    jobs: worker processes for the metrics; 0 for one a core. Raises ``PairError`` for a pair that cannot be used.
+    untimed: names of those that merely read what another program made. jobs: worker processes for the metrics; 0 for
+    one a core. Raises ``PairError`` for a pair that cannot be used.
     """
     systems = {name: System(name) for name in (NOISY, *enhancers)}
     chosen = metrics.available()
@@ -112,7 +114,8 @@ def compare(
         for system, file, future in waiting:
             system.values[file] = future.result()
     for name, elapsed in spent.items():
-        systems[name].real_time_factor = elapsed / seconds if seconds else None
+        if name not in untimed and seconds:
+            systems[name].real_time_factor = elapsed / seconds
     return Comparison(list(systems.values()), chosen, warnings)
 
 
