@@ -131,7 +131,9 @@ def test_dpt_core_is_one_graph(tiny_model, training):
         ours = compiled(noisy)
         if training:
             ours.abs().sum().backward()
-            without = [name for name, p in core.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+            without = [
+                name for name, p in core.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()
+            ]
             assert without == ["decoder.bias"]  # batch norm takes it out again
         else:
             torch.testing.assert_close(ours, core(noisy))

@@ -64,7 +64,7 @@ def command(
         tasks, results = job.lay_out(inputs, output, suffix)
         if not tasks and not results:
             raise job.JobError(f"no audio files in {', '.join(map(str, inputs))}")
-        enhancer = _enhancer(model, device, dtype)
+        enhancer = Enhancer.from_pretrained(model, device, dtype)
         choice = backend.choose(enhancer.device)
         if verbose:
             console.print(f"backend {choice.name}: {choice.reason}")
@@ -89,15 +89,6 @@ def command(
         console.print(_words(summary, results))
     if summary.failed:
         raise SystemExit(1)
-
-
-def _enhancer(model: str, device: str, dtype: str) -> Enhancer:
-    try:
-        return Enhancer.from_pretrained(model, device, dtype)
-    except ValueError as error:
-        if type(error) is ValueError:  # a device or a dtype that is not to be had here
-            raise click.UsageError(str(error)) from error
-        raise
 
 
 def _progress(console: Console, verbose: bool) -> Progress:

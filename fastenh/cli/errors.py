@@ -10,7 +10,7 @@ import click
 
 from fastenh.audio.files import AudioError
 from fastenh.data.pairs import PairError
-from fastenh.enhance.enhancer import EnhancementError
+from fastenh.enhance.enhancer import DeviceError, EnhancementError
 from fastenh.enhance.job import JobError
 from fastenh.models.checkpoint import CheckpointError
 from fastenh.models.registry import ModelError
@@ -19,7 +19,7 @@ from fastenh.train.loop import TrainingError
 from fastenh.train.recipe import RecipeError
 from fastenh.train.state import RunError
 
-_USAGE = (RecipeError, JobError, BackendError, ModelError)
+_USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError)
 _FAILURES = (AudioError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
 
 

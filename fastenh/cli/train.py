@@ -51,10 +51,7 @@ def command(
     with one_line():
         given = [f"data.{key}={json.dumps(value)}" for key, value in data.items() if value]
         recipe = load_recipe(recipe_name, [*given, *settings])
-        try:
-            target = pick_device(device)
-        except ValueError as error:
-            raise click.UsageError(str(error)) from error
+        target = pick_device(device)
         claim(folder, resume)
         sources = open_sources(recipe)
         for warning in sources.warnings:

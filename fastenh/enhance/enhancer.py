@@ -26,6 +26,10 @@ class EnhancementError(RuntimeError):
     """The model gave something that is no sound."""
 
 
+class DeviceError(ValueError):
+    """A device or a number format that is not to be had here."""
+
+
 class Enhancer:
     """Takes the noise out of waveforms of any length, rate and channel count.
 
@@ -121,21 +125,21 @@ class Enhancer:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises ``ValueError`` for a device that is not here."""
+    """``auto`` is CUDA where there is one. Raises ``DeviceError`` for a device that is not here."""
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
         torch.empty(0, device=picked)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise DeviceError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
     return picked
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on CUDA and float32 elsewhere. Raises ``ValueError`` for a name that is not known."""
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere. Raises ``DeviceError`` for another name."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
+        raise DeviceError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
     return DTYPES[dtype]

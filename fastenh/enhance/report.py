@@ -47,4 +47,5 @@ def write_report(path: Path, results: Sequence[Result], settings: dict[str, Any]
         "summary": {**dataclasses.asdict(summary), "real_time_factor": summary.real_time_factor},
         "files": [dataclasses.asdict(result) for result in results],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -54,6 +54,7 @@ def write_json(path: Path, comparison: Comparison, settings: dict[str, Any]) -> 
         "warnings": comparison.warnings,
         "systems": {system.name: _record(comparison, system) for system in comparison.systems},
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -74,6 +75,7 @@ def _plain(mean: Mean | None) -> dict[str, Any]:
 
 def write_csv(path: Path, comparison: Comparison) -> None:
     """A line per file and system: file, system, the metrics (empty where one failed)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow(["file", "system", *comparison.metrics])
