@@ -40,6 +40,12 @@ def test_any_length_and_silence(name, length):
         assert not model(torch.zeros(1, length)).any()
 
 
+def test_the_smaller_hop():
+    model = build("dpt", DPTConfig(hop=128)).eval()
+    with torch.inference_mode():
+        assert model(torch.randn(1, 1000)).shape == (1, 1000)
+
+
 def test_dpt_operations_are_counted():
     """Against a count by hand of the layers' and the decoder's matrix products, for 62.5 frames a second."""
     bands, c, hidden = 65, 128, 512

@@ -175,6 +175,7 @@ def test_command(data, tmp_path):
     assert "finished at step 12" in output
     assert "holds a run; give --resume" in call("dpt-mix", "-o", tmp_path / "run", *folders, *sets(), code=1)
     longer = call("dpt-mix", "-o", tmp_path / "run", *folders, *sets("run.epochs=4"), "--resume")
+    assert "changed since the run began: run.epochs\n" in longer
     assert "from step 12" in longer
     assert "finished at step 16" in longer
 

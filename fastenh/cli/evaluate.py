@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -61,7 +62,8 @@ def command(
             comparison = compare(pairs, systems, files, jobs, lambda: progress.advance(bar))
         console.print(comparison_table(comparison, f"{len(pairs)} pairs"))
         _remarks(comparison, errors)
-        settings = {"noisy": str(noisy), "clean": str(clean), "device": device, "dtype": dtype, "pairs": len(pairs)}
+        settings = {"noisy": str(noisy), "clean": str(clean), "pairs": len(pairs), "device": device, "dtype": dtype}
+        settings["threads"] = torch.get_num_threads()
         if out is not None:
             write_json(out, comparison, settings)
         if csv_path is not None:

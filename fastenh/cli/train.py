@@ -57,8 +57,8 @@ def command(
         for warning in sources.warnings:
             console.print(f"warning: {warning}")
         trainer = Trainer(recipe, sources, folder, target, lambda event: _show(console, event, quiet))
-        if resume:
-            trainer.resume()
+        if resume and (changed := trainer.resume()):
+            console.print(f"changed since the run began: {', '.join(changed)}")
         console.print(_opening(trainer, recipe.model, sources.description))
         reason = trainer.train(max_minutes)
         console.print(f"{reason} at step {trainer.step}; {folder} holds the checkpoints")

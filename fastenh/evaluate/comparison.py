@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,6 +17,7 @@ from fastenh.data.pairs import Pair, load_pair
 from fastenh.evaluate import metrics
 
 NOISY = "noisy"
+_CHUNK = 64  # pairs: enhanced first and scored then, so that the metrics take no time from the models they judge
 Values = dict[str, float | str]
 
 
@@ -98,25 +99,33 @@ def compare(
     warnings: list[str] = []
     spent = dict.fromkeys(enhancers, 0.0)
     seconds = 0.0
-    waiting: list[tuple[System, str, Future[Values]]] = []
     with _workers(jobs) as pool:
-        for pair in pairs:
-            noisy, clean, remarks = load_pair(pair, metrics.SAMPLE_RATE)
-            warnings += remarks
-            seconds += noisy.size / metrics.SAMPLE_RATE
-            waiting.append((systems[NOISY], pair.name, pool.submit(metrics.score, noisy, clean, chosen)))
-            for name, enhance in enhancers.items():
-                began = time.perf_counter()
-                enhanced = enhance(pair, noisy)
-                spent[name] += time.perf_counter() - began
-                waiting.append((systems[name], pair.name, pool.submit(metrics.score, enhanced, clean, chosen)))
-            on_progress()
-        for system, file, future in waiting:
-            system.values[file] = future.result()
+        for first in range(0, len(pairs), _CHUNK):
+            waiting: list[tuple[System, Pair, np.ndarray, np.ndarray]] = []
+            for pair in pairs[first : first + _CHUNK]:
+                noisy, clean, remarks = load_pair(pair, metrics.SAMPLE_RATE)
+                warnings += remarks
+                seconds += noisy.size / metrics.SAMPLE_RATE
+                waiting.append((systems[NOISY], pair, noisy, clean))
+                for name, enhance in enhancers.items():
+                    began = time.perf_counter()
+                    enhanced = enhance(pair, noisy)
+                    spent[name] += time.perf_counter() - began
+                    waiting.append((systems[name], pair, enhanced, clean))
+                on_progress()
+            _score(pool, waiting, chosen)
     for name, elapsed in spent.items():
         if name not in untimed and seconds:
             systems[name].real_time_factor = elapsed / seconds
     return Comparison(list(systems.values()), chosen, warnings)
+
+
+def _score(
+    pool: ProcessPoolExecutor, waiting: list[tuple[System, Pair, np.ndarray, np.ndarray]], chosen: tuple[str, ...]
+) -> None:
+    futures = [pool.submit(metrics.score, estimate, clean, chosen) for _, _, estimate, clean in waiting]
+    for (system, pair, _, _), future in zip(waiting, futures, strict=True):
+        system.values[pair.name] = future.result()
 
 
 @contextmanager

@@ -76,8 +76,11 @@ class Trainer:
 
     # --- state -----------------------------------------------------------------------------------------------------
 
-    def resume(self) -> None:
-        """Go on from RUN/state.pt. Raises ``RunError`` where it is missing, damaged, or of another model."""
+    def resume(self) -> list[str]:
+        """Go on from RUN/state.pt. Returns the keys of the recipe that are not what they were.
+
+        Raises ``RunError`` where the state is missing, damaged, or of another model.
+        """
         state = load_state(self.folder)
         mine, theirs = to_values(self.recipe), state["recipe"]
         if any(json.dumps(mine[key]) != json.dumps(theirs[key]) for key in ("model", "config")):
@@ -88,6 +91,9 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.plateau.load_state_dict(state["plateau"])
         self.step, self.seconds, self.bad_steps = state["step"], state["seconds"], state["bad_steps"]
+        sections = [section for section in mine if isinstance(mine[section], dict)]
+        keys = [(section, key) for section in sections for key in mine[section]]
+        return [f"{s}.{k}" for s, k in keys if json.dumps(mine[s][k]) != json.dumps(theirs.get(s, {}).get(k))]
 
     def _save(self) -> None:
         now = time.monotonic()
