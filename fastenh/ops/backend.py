@@ -55,7 +55,10 @@ def choose(device: torch.device) -> Choice:
     asked = _forced or _checked(os.environ.get("FASTENH_BACKEND", "auto"), "FASTENH_BACKEND")
     if asked == "reference":
         return Choice("reference", "asked for")
-    obstacle = _obstacle(device.type, device.index, asked)
+    if device.type != "cuda" and asked != "interpret":
+        obstacle = f"no Triton kernels for device {device.type}"
+    else:
+        obstacle = _obstacle(device.type, device.index)
     if asked == "auto":
         return Choice("reference", obstacle) if obstacle else Choice("triton", "the device runs the kernels")
     if obstacle:
@@ -75,10 +78,8 @@ def _checked(name: str, source: str) -> str:
 
 
 @cache
-def _obstacle(device_type: str, index: int | None, asked: str) -> str:
-    """Why the kernels cannot serve this device, or nothing."""
-    if device_type != "cuda" and asked != "interpret":
-        return f"no Triton kernels for device {device_type}"
+def _obstacle(device_type: str, index: int | None) -> str:
+    """Why the kernels cannot serve this device, or nothing; asked once a device."""
     try:
         importlib.import_module("fastenh_kernels")
     except Exception as error:  # a broken Triton raises whatever it likes; the reference path must survive it

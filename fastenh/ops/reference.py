@@ -73,9 +73,14 @@ def decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
     return z.permute(0, 2, 3, 1).unflatten(-1, (3, c_out))
 
 
-@lru_cache(maxsize=16)
 def _tap_matrix(bands: int, bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(bins, 3 * bands): what each (band, frequency tap) adds to each bin of the upsampled convolution."""
+    make = _make_tap_matrix.__wrapped__ if torch.compiler.is_compiling() else _make_tap_matrix
+    return make(bands, bins, dtype, device)
+
+
+@lru_cache(maxsize=16)
+def _make_tap_matrix(bands: int, bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():  # cached: it must stay usable in training
         eye = torch.eye(bands, dtype=torch.float64).unsqueeze(0)
         rows = F.interpolate(eye, size=bins, mode="linear", align_corners=False)[0].T  # (bins, bands)
