@@ -34,6 +34,19 @@ def test_encoding_survives_a_round_trip(tmp_path, name, container, subtype, chan
     np.testing.assert_allclose(again, samples, atol=1e-4 if lossless else 0.2)
 
 
+@pytest.mark.parametrize(
+    ("container", "subtype"), [("WAV", "PCM_24"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)]
+)
+def test_more_than_one_block(tmp_path, container, subtype):
+    samples = np.stack([voice(200_001, seed=c) for c in range(2)])
+    encoding = files.Encoding(16_000, 2, container, subtype or "MPEG_LAYER_III")
+    files.write(tmp_path / "a.x", samples, encoding)
+    again = files.read(tmp_path / "a.x")[0]
+    assert again.shape == samples.shape
+    np.testing.assert_allclose(again, samples, atol=0.3)
+    assert np.corrcoef(again[0], samples[0])[0, 1] > 0.98
+
+
 @pytest.mark.parametrize("rate", [8000, 11_025, 22_050, 44_100, 96_000, 192_000])
 def test_rates(tmp_path, rate):
     soundfile.write(tmp_path / "a.wav", voice(1000), rate)

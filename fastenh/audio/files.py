@@ -108,7 +108,8 @@ def write(path: Path, samples: np.ndarray, encoding: Encoding) -> list[str]:
                 for key, value in encoding.tags.items():
                     with suppress(soundfile.LibsndfileError):  # not every container holds every tag
                         setattr(file, key, value)
-                file.write(samples.T)
+                for first in range(0, samples.shape[1], _BLOCK):  # libvorbis overflows its stack on a long block
+                    file.write(samples[:, first : first + _BLOCK].T)
         except (soundfile.LibsndfileError, ValueError, TypeError) as error:
             what = f"{encoding.container}/{subtype}, {encoding.sample_rate} Hz, {encoding.channels} channels"
             raise AudioError(f"{path}: cannot be written as {what} ({_reason(error)})") from error
