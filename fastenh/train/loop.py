@@ -14,16 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastenh.data.feed import prefetch
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SpectralModel
-from fastenh.models.registry import build
 from fastenh.train.losses import EnhancementLoss
 from fastenh.train.memory import keep_freed_memory
-from fastenh.train.recipe import OptimiserConfig, Recipe, to_values
+from fastenh.train.recipe import Recipe, to_values
 from fastenh.train.schedule import Plateau, learning_rate_share
+from fastenh.train.setup import average_weights, initial_model, make_optimiser, pick_precision, training_summary
 from fastenh.train.sources import Sources
 from fastenh.train.state import RunError, load_state, save_state
 from fastenh.train.validation import validate
@@ -58,15 +57,15 @@ class Trainer:
         self.recipe, self.sources, self.folder, self.device = recipe, sources, folder, device
         self.on_event = on_event
         torch.manual_seed(recipe.data.seed)
-        self.model = _initial_model(recipe).to(device)
+        self.model = initial_model(recipe).to(device)
         self.loss = EnhancementLoss(recipe.loss).to(device)
         self.optimiser = make_optimiser(self.model, recipe.optimiser)
-        self.ema = _average(self.model, recipe.run.ema)
+        self.ema = average_weights(self.model, recipe.run.ema)
         self.plateau = Plateau()
         self.step = 0
         self.seconds = 0.0  # of training, over all sessions of the run
         self.bad_steps = 0
-        self.autocast_dtype = _precision(recipe.run.precision, device)
+        self.autocast_dtype = pick_precision(recipe.run.precision, device)
         self._began = time.monotonic()
         self._stop = threading.Event()
         if device.type == "cpu":
@@ -235,65 +234,6 @@ class Meter:
         values = {"loss": loss, "clips_per_second": self._clips / elapsed}
         self._losses, self._clips, self._since = [], 0, now
         return values
-
-
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """Adam (L2 on all, as the origin) or AdamW (decay on matrices and kernels; not on biases and norms)."""
-    options = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
-    if config.kind == "adam":
-        return torch.optim.Adam(model.parameters(), weight_decay=config.weight_decay, **options)
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, **options)
-
-
-def training_summary(
-    recipe: Recipe, sources: Sources, device: torch.device, step: int, seconds: float, validation: dict[str, float]
-) -> dict[str, Any]:
-    """What a checkpoint says of its training; no paths."""
-    values = to_values(recipe)
-    del values["model"], values["config"]
-    for key in ("clean", "noise", "rir", "noisy", "valid_noisy", "valid_clean"):
-        del values["data"][key]
-    values["run"]["init"] = Path(recipe.run.init).name
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "recipe": values,
-        "data": sources.description,
-        "steps": step,
-        "hours": round(seconds / 3600, 2),
-        "device": name,
-        "validation": validation,
-    }
-
-
-def _initial_model(recipe: Recipe) -> SpectralModel:
-    model = build(recipe.model, recipe.config)
-    if recipe.run.init:
-        start, found = checkpoint.load(recipe.run.init)
-        if found.name != recipe.model:
-            raise RunError(f"run.init: {recipe.run.init} is a {found.name}, the recipe trains a {recipe.model}")
-        try:
-            model.load_state_dict(start.state_dict())
-        except RuntimeError as error:
-            raise RunError(f"run.init: {recipe.run.init} has another configuration than the recipe") from error
-    return model
-
-
-def _average(model: SpectralModel, decay: float) -> AveragedModel | None:
-    if not decay:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-
-
-def _precision(asked: str, device: torch.device) -> torch.dtype:
-    if asked != "auto":
-        return getattr(torch, asked)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32  # emulated bfloat16 is slower than float32
 
 
 @contextmanager
