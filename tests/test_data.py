@@ -8,8 +8,9 @@ from conftest import noise, voice
 from fastenh.audio.files import AudioError
 from fastenh.data.corpus import Corpus
 from fastenh.data.feed import MixFeed, PairFeed, prefetch
-from fastenh.data.mixing import Mixer, MixingConfig, active_rms, synthetic_noise
+from fastenh.data.mixing import Mixer, MixingConfig, active_rms
 from fastenh.data.pairs import Pair, PairError, find_lag, load_pair, match_pairs
+from fastenh.data.synthetic import synthetic_noise
 
 RATE = 16_000
 PLAIN = MixingConfig(
@@ -102,10 +103,12 @@ def test_recordings_shorter_than_a_crop(noises):
 
 
 def test_synthetic_noise_is_finite_and_audible():
-    for seed in range(20):
-        made = synthetic_noise(np.random.default_rng(seed), 8000, RATE)
-        assert np.isfinite(made).all()
-        assert 0.3 < np.sqrt(np.mean(made**2)) < 10
+    for seed in range(100):
+        for length in (1, 100, 8000):
+            made = synthetic_noise(np.random.default_rng(seed), length, RATE)
+            assert made.shape == (length,)
+            assert np.isfinite(made).all()
+        assert np.sqrt(np.mean(made**2)) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_corpus(tmp_path):

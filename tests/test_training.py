@@ -135,6 +135,12 @@ def test_bad_steps_are_skipped_and_counted(trainer):
     assert [e["in_a_row"] for e in log_of(run) if e["kind"] == "skipped"] == [1, *range(1, 11)]
 
 
+def test_the_best_starts_anew_where_losses_cannot_be_compared(trainer):
+    trainer().train()
+    assert trainer("run", "run.epochs=9", resume=True).plateau.best < math.inf
+    assert trainer("run", "mixing.babble=0.5", resume=True).plateau.best == math.inf
+
+
 def test_damaged_and_foreign_runs_are_refused(trainer):
     run = trainer()
     with pytest.raises(RunError, match="nothing to resume"):

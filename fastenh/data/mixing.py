@@ -8,6 +8,7 @@ import numpy as np
 import soxr
 
 from fastenh.data.corpus import Corpus
+from fastenh.data.synthetic import synthetic_noise
 
 _FRAME = 320  # 20 ms at 16 kHz
 _EARLY = 800  # 50 ms: early reflections stay in the clean target, they help intelligibility
@@ -23,8 +24,8 @@ class MixingConfig:
     equaliser: float = 0.4
     reverberation: float = 0.25  # needs room responses
     second_noise: float = 0.3
-    babble: float = 0.08
-    synthetic_noise: float = 0.12
+    babble: float = 0.1
+    synthetic_noise: float = 0.25
     band_limit: float = 0.08
     clipping: float = 0.03
     noise_only: float = 0.03
@@ -125,22 +126,6 @@ class Mixer:
             voice = self.speech.crop(index, int(rng.integers(self.speech.recordings[index].size)), self.length)
             voices += voice * (_from_db(rng.uniform(-6, 6)) / max(_rms(voice), 1e-4))
         return voices
-
-
-def synthetic_noise(rng: np.random.Generator, length: int, sample_rate: int) -> np.ndarray:
-    """Noise of a random colour (power falling as f^-0 to f^-2), at times swelling, at times with mains hum."""
-    frequencies = np.fft.rfftfreq(length, 1 / sample_rate)
-    shape = np.maximum(frequencies, 20.0) ** (-rng.uniform(0.0, 2.0) / 2)
-    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal(length)) * shape, length)
-    noise /= _rms(noise)
-    time = np.arange(length) / sample_rate
-    if rng.random() < 0.4:
-        noise *= 1 + rng.uniform(0.2, 0.9) * np.sin(2 * np.pi * (rng.uniform(0.2, 6) * time + rng.random()))
-    if rng.random() < 0.3:
-        mains = rng.choice([50.0, 60.0])
-        for harmonic in range(1, int(rng.integers(2, 12))):
-            noise += rng.uniform(0, 1.5) / harmonic * np.sin(2 * np.pi * (mains * harmonic * time + rng.random()))
-    return noise.astype(np.float32)
 
 
 def active_rms(x: np.ndarray) -> float:

@@ -78,6 +78,7 @@ class Trainer:
     def resume(self) -> list[str]:
         """Go on from RUN/state.pt. Returns the keys of the recipe that are not what they were.
 
+        Where data, mixing or loss changed, losses from before say nothing of those to come: the best starts anew.
         Raises ``RunError`` where the state is missing, damaged, or of another model.
         """
         state = load_state(self.folder)
@@ -92,7 +93,10 @@ class Trainer:
         self.step, self.seconds, self.bad_steps = state["step"], state["seconds"], state["bad_steps"]
         sections = [section for section in mine if isinstance(mine[section], dict)]
         keys = [(section, key) for section in sections for key in mine[section]]
-        return [f"{s}.{k}" for s, k in keys if json.dumps(mine[s][k]) != json.dumps(theirs.get(s, {}).get(k))]
+        changed = [f"{s}.{k}" for s, k in keys if json.dumps(mine[s][k]) != json.dumps(theirs.get(s, {}).get(k))]
+        if any(key.split(".")[0] in ("data", "mixing", "loss") for key in changed):
+            self.plateau.best = math.inf
+        return changed
 
     def _save(self) -> None:
         now = time.monotonic()
