@@ -45,3 +45,8 @@ def test_info_says_which_backend_and_why():
 
 def test_unknown_command():
     assert CliRunner().invoke(main, ["enchant"]).exit_code == 2
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "fastenh", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("fastenh, version")
