@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton's kernels run in its interpreter; decided when they are imported
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from fastenh.models import checkpoint
 from fastenh.models.dpt import DPTConfig

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastenh.ops.backend import implementation
+from fastenh.ops.backend import pick
 from fastenh.ops.types import Activation, Axis, AxisLayerWeights
 
 __all__ = [
@@ -29,7 +29,7 @@ def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tens
     activation: "sigmoid" for a real mask; "tanh", which bounds the magnitude of a complex mask and keeps its phase
     (Williamson et al. 2016, "Complex ratio masking for monaural speech separation"); "none".
     """
-    return implementation(spectrum.device).complex_mask(mask, spectrum, activation)
+    return pick("complex_mask", mask, spectrum)(mask, spectrum, activation)
 
 
 def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     spectrum: complex (B, F, T); weight: (C, 1, 3 frequency taps, 3 time taps); bias: (C,).
     Returns (B, T, (F + 1) // 2, C).
     """
-    return implementation(spectrum.device).encoder_front(spectrum, weight, bias)
+    return pick("encoder_front", spectrum, weight, bias)(spectrum, weight, bias)
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float = 0.0) -> Tensor:
@@ -48,7 +48,7 @@ def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float = 0.0) ->
     over F for "frequency" and over T for "time", scores scaled by the root of the head's width (Vaswani et al. 2017,
     "Attention is all you need"). dropout: probability, on the attention weights. Returns (B, T, F, C).
     """
-    return implementation(qkv.device).axis_attention(qkv, heads, axis, dropout)
+    return pick("axis_attention", qkv)(qkv, heads, axis, dropout)
 
 
 def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float = 0.0) -> Tensor:
@@ -57,7 +57,7 @@ def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dro
     x: (B, T, F, C). dropout: probability, on attention weights, hidden units and both residual branches.
     Returns (B, T, F, C).
     """
-    return implementation(x.device).axis_layer(x, weights, heads, axis, dropout)
+    return pick("axis_layer", x, *weights)(x, weights, heads, axis, dropout)
 
 
 def decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
     ``conv3x3(upsample(x))`` is the sum over k of the upsampled tap k, shifted by k - 1 bins.
     x: (B, T, F, C); weight: (C', C, 3 frequency taps, 3 time taps). Returns z: (B, T, F, 3, C').
     """
-    return implementation(x.device).decoder_taps(x, weight)
+    return pick("decoder_taps", x, weight)(x, weight)
 
 
 def upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
 
     z: (B, T, F, 3, C') from ``decoder_taps``. For batch norm in training: in float32, or in float64 for float64.
     """
-    return implementation(z.device).upsampled_moments(z, bins)
+    return pick("upsampled_moments", z)(z, bins)
 
 
 def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
@@ -85,4 +85,4 @@ def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Ten
     weight: (1, C', 1, 1) or (C',); bias: (1,); spectrum: complex (B, bins, T). Returns complex (B, bins, T).
     Upsampling is linear, align_corners=False, from F to ``bins``; rows outside are zero.
     """
-    return implementation(z.device).mask_head(z, scale, shift, weight, bias, spectrum)
+    return pick("mask_head", z, scale, shift, weight, bias, spectrum)(z, scale, shift, weight, bias, spectrum)

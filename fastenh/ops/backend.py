@@ -1,23 +1,27 @@
 """Which implementation of the operations runs, and why.
 
-``FASTENH_BACKEND`` or ``use_backend`` force one; ``auto`` takes the kernels where they can run and the reference
-everywhere else. It is found out before the first launch, never by an exception in the middle of a job.
+``FASTENH_BACKEND`` or ``use_backend`` force one. ``auto`` is the reference everywhere as yet: the Triton kernels pass
+in the interpreter and compile without spills, but none has run on a GPU. Whether a forced backend can run is found out
+before the first launch, never by an exception in the middle of a job.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastenh.ops import reference
 
+_NOT_PROVEN = "the Triton kernels have not been run on a GPU yet; FASTENH_BACKEND=triton takes them"
 BACKENDS = ("auto", "reference", "triton", "interpret")
 
 
@@ -55,20 +59,28 @@ def choose(device: torch.device) -> Choice:
     asked = _forced or _checked(os.environ.get("FASTENH_BACKEND", "auto"), "FASTENH_BACKEND")
     if asked == "reference":
         return Choice("reference", "asked for")
-    if device.type != "cuda" and asked != "interpret":
-        obstacle = f"no Triton kernels for device {device.type}"
-    else:
-        obstacle = _obstacle(device.type, device.index)
     if asked == "auto":
-        return Choice("reference", obstacle) if obstacle else Choice("triton", "the device runs the kernels")
+        return Choice("reference", _NOT_PROVEN if device.type == "cuda" else f"no Triton kernels for {device.type}")
+    obstacle = _interpreter_obstacle() if asked == "interpret" else _triton_obstacle(device.type, device.index)
     if obstacle:
         raise BackendError(f"backend {asked!r} cannot run on {device}: {obstacle}; use auto or reference")
     return Choice(asked, "asked for")
 
 
-def implementation(device: torch.device) -> ModuleType:
-    """The module whose functions serve tensors on ``device``."""
-    return reference if choose(device).name == "reference" else importlib.import_module("fastenh_kernels")
+def pick(name: str, *tensors: Tensor) -> Callable[..., Any]:
+    """The function that does operation ``name`` with these tensors.
+
+    The kernels have no backward pass yet and do not count in float64: the reference serves where a gradient is
+    needed, where a tensor is float64, and for the operations that no kernel does.
+    """
+    if choose(tensors[0].device).name == "reference" or not _kernels_serve(tensors):
+        return getattr(reference, name)
+    return getattr(importlib.import_module("fastenh.ops.kernels"), name, None) or getattr(reference, name)
+
+
+def _kernels_serve(tensors: Sequence[Tensor]) -> bool:
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not gradient and all(tensor.dtype not in (torch.float64, torch.complex128) for tensor in tensors)
 
 
 def _checked(name: str, source: str) -> str:
@@ -78,12 +90,27 @@ def _checked(name: str, source: str) -> str:
 
 
 @cache
-def _obstacle(device_type: str, index: int | None) -> str:
-    """Why the kernels cannot serve this device, or nothing; asked once a device."""
-    try:
-        importlib.import_module("fastenh_kernels")
-    except Exception as error:  # a broken Triton raises whatever it likes; the reference path must survive it
-        return f"the Triton kernels cannot be imported ({error})"
-    if device_type == "cuda" and torch.cuda.get_device_capability(index) < (8, 0):
+def _triton_obstacle(device_type: str, index: int | None) -> str:
+    """Why the kernels cannot run on this device, or nothing; asked once a device."""
+    if device_type != "cuda":
+        return f"there are no Triton kernels for {device_type}"
+    if torch.cuda.get_device_capability(index) < (8, 0):
         return "the GPU is older than compute capability 8.0"
-    return ""
+    try:
+        kernels = importlib.import_module("fastenh_kernels")
+        importlib.import_module("triton").runtime.driver.active.utils  # builds its launcher: needs a C compiler  # noqa: B018
+    except Exception as error:  # whatever a missing compiler, header or driver makes Triton raise
+        return f"Triton cannot run here ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return "they were loaded for the interpreter" if kernels.INTERPRETED else ""
+
+
+@cache
+def _interpreter_obstacle() -> str:
+    """Why the kernels cannot be interpreted, or nothing. Triton decides when the kernels are imported."""
+    if "fastenh_kernels" not in sys.modules:
+        os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        kernels = importlib.import_module("fastenh_kernels")
+    except ImportError as error:
+        return f"the kernels cannot be imported ({error})"
+    return "" if kernels.INTERPRETED else "the kernels were loaded for a GPU before; set TRITON_INTERPRET=1"

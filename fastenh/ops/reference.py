@@ -6,6 +6,7 @@ encoder's output to the mask (both axes of the dual path are then reached by str
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastenh.ops.types import Activation, Axis, AxisLayerWeights
+
+Attention = Callable[[Tensor, int, Axis, float], Tensor]
 
 
 def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tensor:
@@ -56,10 +59,12 @@ def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tens
     return torch.bmm(weights, v).unflatten(0, heads)
 
 
-def axis_layer(x: Tensor, w: AxisLayerWeights, heads: int, axis: Axis, dropout: float) -> Tensor:
+def axis_layer(
+    x: Tensor, w: AxisLayerWeights, heads: int, axis: Axis, dropout: float, attention: Attention = axis_attention
+) -> Tensor:
     channels = (x.shape[-1],)
     qkv = F.linear(F.layer_norm(x, channels, w.norm1_weight, w.norm1_bias), w.qkv_weight, w.qkv_bias)
-    attended = F.linear(axis_attention(qkv, heads, axis, dropout), w.out_weight, w.out_bias)
+    attended = F.linear(attention(qkv, heads, axis, dropout), w.out_weight, w.out_bias)
     x = x + F.dropout(attended, dropout)
     hidden = F.relu(F.linear(F.layer_norm(x, channels, w.norm2_weight, w.norm2_bias), w.up_weight, w.up_bias))
     return x + F.dropout(F.linear(F.dropout(hidden, dropout), w.down_weight, w.down_bias), dropout)

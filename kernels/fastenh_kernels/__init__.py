@@ -1,0 +1,15 @@
+"""Triton kernels for the operations of ``fastenh.ops``. Imports torch and triton alone.
+
+One file an operation: the kernel, then the function that launches it. Names in kernels: ``p_`` a pointer, ``b_`` a
+block of values, ``o_`` offsets, ``m_`` a mask, ``s_`` a stride. Arithmetic is in float32, with one cast at the store.
+"""
+
+import triton
+
+from fastenh_kernels.axis_attention import axis_attention
+from fastenh_kernels.complex_mask import complex_mask
+from fastenh_kernels.mask_head import mask_head
+
+INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels are decorated, that is now
+
+__all__ = ["INTERPRETED", "axis_attention", "complex_mask", "mask_head"]

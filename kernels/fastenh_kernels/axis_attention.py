@@ -1,0 +1,202 @@
+"""Self-attention along one axis of packed projections (B, T, F, 3C), read by strides: nothing is moved or copied.
+
+Two kernels. Up to 192 positions, one program takes a whole sequence of one head: keys and values stay on chip and are
+read once, and the softmax needs no running maximum. The keys are held as two blocks (64 + 16 for 65 bands, 128 + 64
+for 188 frames), since one padded block of 128 or 256 would cost 2.5 and 1.9 times the exponentials. Longer sequences
+stream keys and values past a block of 64 rows (Dao et al. 2022, "FlashAttention").
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.launch import dot_precision, launch
+
+_LOG2E = 1.4426950408889634
+# longest sequence: (first block of keys, second block, rows at a time, warps). In float32 two blocks spill.
+_RESIDENT = {16: (16, 0, 16, 1), 32: (32, 0, 32, 2), 64: (64, 0, 64, 4), 80: (64, 16, 64, 4), 128: (64, 64, 64, 4),
+             192: (128, 64, 64, 4)}  # fmt: skip
+_STREAMING = {2: (64, 64, 4), 4: (64, 32, 4)}  # bytes of a value: (rows, keys, warps)
+
+
+@triton.jit
+def _scores(b_q, b_k, o_k, length, FULL: tl.constexpr, PRECISION: tl.constexpr):
+    """[M, N] scores; keys behind the end count as minus infinity."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+    if not FULL:
+        b_s = tl.where(o_k[None, :] < length, b_s, float("-inf"))
+    return b_s
+
+
+@triton.jit
+def _resident_rows(
+    p_qkv, p_out, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
+    K0: tl.constexpr, K1: tl.constexpr, M: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, FULL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows ``first`` to ``first + M`` against all keys."""
+    o_m = first + tl.arange(0, M)
+    o_d = tl.arange(0, D)
+    m_m = o_m[:, None] < length
+    b_q = tl.load(p_qkv + o_m[:, None] * s_qkv + o_d[None, :], mask=m_m, other=0.0)  # [M, D]
+    b_s0 = _scores(b_q, b_k0, tl.arange(0, K0), length, FULL, PRECISION)  # [M, K0]
+    b_max = tl.max(b_s0, 1)
+    if K1 > 0:
+        b_s1 = _scores(b_q, b_k1, K0 + tl.arange(0, K1), length, False, PRECISION)  # [M, K1]
+        b_max = tl.maximum(b_max, tl.max(b_s1, 1))
+    b_max = b_max * SCALE
+    b_p0 = tl.exp2(b_s0 * SCALE - b_max[:, None])
+    b_sum = tl.sum(b_p0, 1)
+    b_out = tl.dot(b_p0.to(b_v0.dtype), b_v0, input_precision=PRECISION)  # [M, D]
+    if K1 > 0:
+        b_p1 = tl.exp2(b_s1 * SCALE - b_max[:, None])
+        b_sum += tl.sum(b_p1, 1)
+        b_out = tl.dot(b_p1.to(b_v1.dtype), b_v1, b_out, input_precision=PRECISION)
+    b_out = b_out / b_sum[:, None]
+    tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
+
+
+@triton.jit(do_not_specialize=["inner", "length"])
+def resident_attention_kernel(
+    p_qkv,  # (outer, inner, length, 3, H, D) by strides
+    p_out,  # (outer, inner, length, H, D) by strides
+    inner,
+    length,
+    s_qkv_outer,
+    s_qkv_inner,
+    s_qkv,
+    s_out_outer,
+    s_out_inner,
+    s_out,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
+    K0: tl.constexpr,
+    K1: tl.constexpr,
+    M: tl.constexpr,
+    TAIL: tl.constexpr,
+    FULL: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_head = tl.program_id(0) % H
+    i_sequence = (tl.program_id(0) // H).to(tl.int64)
+    i_outer, i_inner = i_sequence // inner, i_sequence % inner
+    p_qkv += i_outer * s_qkv_outer + i_inner * s_qkv_inner + i_head * D
+    p_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
+    o_d = tl.arange(0, D)
+    o_k0 = tl.arange(0, K0)
+    p_k0 = p_qkv + o_k0[:, None] * s_qkv + o_d[None, :]
+    b_k0 = tl.load(p_k0 + H * D, mask=o_k0[:, None] < length, other=0.0)  # [K0, D]
+    b_v0 = tl.load(p_k0 + 2 * H * D, mask=o_k0[:, None] < length, other=0.0)
+    if K1 > 0:
+        o_k1 = K0 + tl.arange(0, K1)
+        p_k1 = p_qkv + o_k1[:, None] * s_qkv + o_d[None, :]
+        b_k1 = tl.load(p_k1 + H * D, mask=o_k1[:, None] < length, other=0.0)  # [K1, D]
+        b_v1 = tl.load(p_k1 + 2 * H * D, mask=o_k1[:, None] < length, other=0.0)
+    else:
+        b_k1, b_v1 = b_k0, b_v0
+    whole = length if TAIL == 0 else length // M * M
+    for first in tl.range(0, whole, M):
+        _resident_rows(
+            p_qkv, p_out, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL, PRECISION
+        )
+    if TAIL > 0:
+        _resident_rows(
+            p_qkv, p_out, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL, PRECISION
+        )
+
+
+@triton.jit(do_not_specialize=["inner", "length", "row_blocks"])
+def streaming_attention_kernel(
+    p_qkv,  # as above
+    p_out,
+    inner,
+    length,
+    row_blocks,
+    s_qkv_outer,
+    s_qkv_inner,
+    s_qkv,
+    s_out_outer,
+    s_out_inner,
+    s_out,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_block = tl.program_id(0) % row_blocks
+    i_head = (tl.program_id(0) // row_blocks) % H
+    i_sequence = (tl.program_id(0) // row_blocks // H).to(tl.int64)
+    i_outer, i_inner = i_sequence // inner, i_sequence % inner
+    p_qkv += i_outer * s_qkv_outer + i_inner * s_qkv_inner + i_head * D
+    p_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
+    o_m = i_block * M + tl.arange(0, M).to(tl.int64)
+    o_d = tl.arange(0, D)
+    m_m = o_m[:, None] < length
+    b_q = tl.load(p_qkv + o_m[:, None] * s_qkv + o_d[None, :], mask=m_m, other=0.0)  # [M, D]
+    b_max = tl.full([M], float("-inf"), tl.float32)
+    b_sum = tl.zeros([M], tl.float32)
+    b_out = tl.zeros([M, D], tl.float32)
+    for first in tl.range(0, length, N):
+        o_n = first + tl.arange(0, N).to(tl.int64)
+        p_kv = p_qkv + o_n[:, None] * s_qkv + o_d[None, :]
+        b_k = tl.load(p_kv + H * D, mask=o_n[:, None] < length, other=0.0)  # [N, D]
+        b_v = tl.load(p_kv + 2 * H * D, mask=o_n[:, None] < length, other=0.0)
+        b_s = _scores(b_q, b_k, o_n, length, False, PRECISION) * SCALE  # [M, N]
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_p = tl.exp2(b_s - b_new[:, None])
+        b_shrink = tl.exp2(b_max - b_new)
+        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], input_precision=PRECISION)
+        b_max = b_new
+    b_out = b_out / b_sum[:, None]
+    tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
+
+
+def axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
+    """Attention along F ("frequency") or T ("time"): see ``fastenh.ops.axis_attention``. (B, T, F, 3C) -> (B, T, F, C).
+
+    Raises ``ValueError`` unless channels are contiguous and heads are 16, 32, 64 or 128 wide.
+    """
+    b, t, f, packed = qkv.shape
+    width = packed // (3 * heads)
+    if qkv.stride(-1) != 1 or width not in (16, 32, 64, 128):
+        raise ValueError(f"heads of {width} channels, strides {qkv.stride()}: need 16, 32, 64 or 128, contiguous")
+    out = torch.empty(b, t, f, packed // 3, dtype=qkv.dtype, device=qkv.device)
+    inner, along = (1, 2) if axis == "frequency" else (2, 1)
+    length = qkv.shape[along]
+    arguments = {
+        "p_qkv": qkv,
+        "p_out": out,
+        "inner": qkv.shape[inner],
+        "length": length,
+        **dict(zip(("s_qkv_outer", "s_qkv_inner", "s_qkv"), _strides(qkv, inner, along), strict=True)),
+        **dict(zip(("s_out_outer", "s_out_inner", "s_out"), _strides(out, inner, along), strict=True)),
+        "H": heads,
+        "D": width,
+        "SCALE": _LOG2E / math.sqrt(width),
+        "PRECISION": dot_precision(qkv),
+    }
+    programs = b * qkv.shape[inner] * heads if length else 0
+    for longest, (k0, k1, rows, warps) in _RESIDENT.items():
+        if length <= longest and width * (k0 + k1) <= 128 * 64 and (k1 == 0 or qkv.element_size() == 2):
+            tail = 16 if k1 == 16 else 0  # 65 bands: 64 rows and one more
+            arguments |= {"K0": k0, "K1": k1, "M": rows, "TAIL": tail, "FULL": length >= k0}
+            launch(resident_attention_kernel, programs, arguments, num_warps=warps)
+            return out
+    rows, keys, warps = _STREAMING[qkv.element_size()]
+    blocks = triton.cdiv(length, rows)
+    arguments |= {"row_blocks": blocks, "M": rows, "N": keys}
+    launch(streaming_attention_kernel, programs * blocks, arguments, num_warps=warps)
+    return out
+
+
+def _strides(tensor: Tensor, inner: int, along: int) -> tuple[int, int, int]:
+    return tensor.stride(0), tensor.stride(inner), tensor.stride(along)

@@ -1,0 +1,227 @@
+"""The Triton kernels against float64, in the interpreter or, with -m gpu, on a GPU.
+
+The error of a result is its distance to the float64 reference, relative to the norm of that. A kernel passes with at
+most 1.5 times the error of the reference in the same dtype, and a floor.
+"""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import noise, voice
+
+pytest.importorskip("triton")
+import fastenh_kernels
+
+from fastenh import Enhancer, ops
+from fastenh.evaluate.metrics import si_sdr
+from fastenh.models.dpt import DPTConfig
+from fastenh.models.registry import build
+from fastenh.ops import backend, reference
+
+# Rounding of the result itself: a few units in the last place. float32 products are made of three TF32 products.
+FLOORS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+# bfloat16 is wrong in Triton's interpreter (3.6 to 3.9: tl.dot multiplies the raw bits), so it waits for a GPU
+DEVICES = [
+    pytest.param(("cpu", torch.float32), id="interpreted-float32"),
+    pytest.param(("cpu", torch.float16), id="interpreted-float16"),
+    *(pytest.param(("cuda", dtype), marks=pytest.mark.gpu, id=f"cuda-{str(dtype)[6:]}") for dtype in FLOORS),
+]
+LENGTHS = [1, 2, 17, 63, 64, 65, 80, 100, 129, 188, 257, 401]
+
+
+@pytest.fixture(params=DEVICES)
+def target(request):
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def outputs_begin_as_nan(monkeypatch):
+    """An element that a kernel does not write fails the comparison."""
+    empty = torch.empty
+
+    def filled(*shape, **options):
+        made = empty(*shape, **options)
+        floating = made.is_floating_point() or made.is_complex()
+        return made.fill_(float("nan")) if floating and made.device.type != "meta" else made
+
+    monkeypatch.setattr(torch, "empty", filled)
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=dtype)
+
+
+def as_double(value):
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
+
+
+def relative(value, truth):
+    return ((value.cpu().to(truth.dtype) - truth).norm() / truth.norm()).item()
+
+
+def check(kernel, plain, arguments, target):
+    """``kernel`` against ``plain`` on the same arguments, rounded to the dtype under test."""
+    device, dtype = target
+    rounded = [a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+    truth = plain(*map(as_double, rounded))
+    moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in rounded]
+    error, error_of_reference = relative(kernel(*moved), truth), relative(plain(*rounded), truth)
+    assert error <= 1.5 * error_of_reference + FLOORS[dtype], (error, error_of_reference)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (1, 257, 9)])
+@pytest.mark.parametrize(
+    ("activation", "complex_mask"),
+    [("none", False), ("sigmoid", False), ("tanh", False), ("none", True), ("tanh", True)],
+)
+def test_complex_mask(target, shape, activation, complex_mask):
+    torch.manual_seed(0)
+    mask = randn(*shape, dtype=torch.complex64) if complex_mask else 4 * randn(*shape)
+    mask.view(-1)[0] = 1e-4  # where tanh(m) / m loses digits
+    check(
+        fastenh_kernels.complex_mask, reference.complex_mask, (mask, randn(*shape, dtype=torch.complex64), activation),
+        target,
+    )  # fmt: skip
+
+
+def test_complex_mask_of_any_strides(target):
+    mask, spectrum = randn(3, 8, 10).transpose(0, 2), randn(10, 16, 6, dtype=torch.complex64)[:, ::2, ::2]
+    assert not mask.is_contiguous()
+    assert not spectrum.is_contiguous()
+    check(fastenh_kernels.complex_mask, reference.complex_mask, (mask, spectrum, "sigmoid"), target)
+
+
+@pytest.mark.parametrize("axis", ["frequency", "time"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_axis_attention(target, axis, length):
+    torch.manual_seed(length)
+    shape = (1, 2, length) if axis == "frequency" else (1, length, 2)
+    check(
+        lambda qkv: fastenh_kernels.axis_attention(qkv, 2, axis),
+        lambda qkv: reference.axis_attention(qkv, 2, axis, 0.0),
+        (2 * randn(*shape, 3 * 64),),
+        target,
+    )
+
+
+@pytest.mark.parametrize("axis", ["frequency", "time"])
+def test_axis_attention_of_any_strides_and_widths(target, axis):
+    for heads, width in ((1, 16), (2, 64), (1, 128)):
+        packed = randn(2, 6, 10, 3 * heads * width)[:, ::2, ::2]
+        check(
+            lambda qkv, heads=heads: fastenh_kernels.axis_attention(qkv, heads, axis),
+            lambda qkv, heads=heads: reference.axis_attention(qkv.contiguous(), heads, axis, 0.0),
+            (packed,),
+            target,
+        )
+
+
+def test_axis_attention_of_equal_keys_is_the_mean_of_the_values():
+    for length in (5, 65, 200):
+        qkv = randn(1, 1, length, 96)
+        qkv[..., 32:64] = 1.0
+        mean = qkv[..., 64:].mean(2, keepdim=True).expand(-1, -1, length, -1)
+        torch.testing.assert_close(fastenh_kernels.axis_attention(qkv, 1, "frequency"), mean, atol=1e-5, rtol=1e-4)
+
+
+def test_axis_attention_survives_extreme_scores():
+    qkv = randn(1, 1, 65, 96) * 300
+    attended = fastenh_kernels.axis_attention(qkv, 1, "frequency")
+    assert torch.isfinite(attended).all()
+    assert attended.abs().max() <= qkv[..., 64:].abs().max() * 1.001
+
+
+def test_nothing_in_nothing_out():
+    assert fastenh_kernels.axis_attention(randn(0, 3, 5, 96), 1, "time").shape == (0, 3, 5, 32)
+    assert fastenh_kernels.complex_mask(randn(0, 3, 5), randn(0, 3, 5, dtype=torch.complex64), "none").numel() == 0
+
+
+@pytest.mark.parametrize(("bands", "bins", "channels"), [(65, 257, 64), (1, 2, 8), (3, 5, 16), (33, 129, 64)])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_mask_head(target, bands, bins, channels, frames):
+    torch.manual_seed(0)
+    vectors = randn(3, channels)
+    spectrum = randn(2, frames, bins, dtype=torch.complex64).transpose(1, 2)
+    arguments = (randn(2, frames, bands, 3, channels), *vectors, randn(1), spectrum)
+    check(fastenh_kernels.mask_head, reference.mask_head, arguments, target)
+
+
+def test_what_the_kernels_refuse():
+    with pytest.raises(ValueError, match="heads of 8 channels"):
+        fastenh_kernels.axis_attention(randn(1, 2, 3, 24), 1, "time")
+    with pytest.raises(ValueError, match="power of two"):
+        fastenh_kernels.mask_head(randn(1, 2, 3, 3, 6), *randn(3, 6), randn(1), randn(1, 5, 2, dtype=torch.complex64))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("axis", ["frequency", "time"])
+def test_seventy_thousand_sequences(axis):
+    shape = (70_000, 1, 65) if axis == "frequency" else (70_000, 65, 1)
+    qkv = torch.randn(*shape, 384, device="cuda", dtype=torch.bfloat16)
+    ours = fastenh_kernels.axis_attention(qkv, 4, axis)
+    for rows in (slice(0, 100), slice(69_900, 70_000)):
+        theirs = reference.axis_attention(qkv[rows].float(), 4, axis, 0.0)
+        assert relative(ours[rows], theirs.cpu()) < 2e-2
+
+
+# --- as operators --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interpreted():
+    if torch.cuda.is_available():
+        pytest.skip("the kernels were loaded for the GPU")
+    with backend.use_backend("interpret"):
+        yield
+
+
+def test_operators_keep_the_rules_of_torch(interpreted):
+    from fastenh.ops import kernels
+
+    checks = ("test_schema", "test_faketensor")
+    spectrum = randn(1, 5, 3, dtype=torch.complex64)
+    torch.library.opcheck(kernels._complex_mask, (randn(1, 5, 3), spectrum, "sigmoid"), test_utils=checks)
+    torch.library.opcheck(kernels._axis_attention, (randn(1, 2, 5, 96), 2, "time"), test_utils=checks)
+    arguments = (randn(1, 3, 3, 3, 8), *randn(3, 8), randn(1), spectrum)
+    torch.library.opcheck(kernels._mask_head, arguments, test_utils=checks)
+
+
+def test_the_model_is_the_same_on_both_paths(interpreted):
+    """Tiny model: SI-SDR between the two outputs, and of each against the clean signal."""
+    torch.manual_seed(0)
+    model = build("dpt", DPTConfig(channels=32, front_channels=8, head_channels=16, heads=2, feed_forward=64)).eval()
+    clean = voice(3000)
+    noisy = clean + noise(3000)
+    ours = Enhancer(model, "cpu", "float32")(noisy, 16_000)
+    with backend.use_backend("reference"):
+        theirs = Enhancer(model, "cpu", "float32")(noisy, 16_000)
+    assert not np.array_equal(ours, theirs)  # the kernels did run
+    assert si_sdr(ours, theirs) >= 60
+    assert abs(si_sdr(ours, clean) - si_sdr(theirs, clean)) <= 0.02
+
+
+def test_the_reference_serves_what_the_kernels_do_not(interpreted):
+    qkv = randn(1, 2, 5, 96)
+    assert backend.pick("axis_attention", qkv) is not reference.axis_attention
+    assert backend.pick("axis_attention", qkv.double()) is reference.axis_attention
+    assert backend.pick("axis_attention", qkv.clone().requires_grad_()) is reference.axis_attention
+    assert backend.pick("decoder_taps", qkv) is reference.decoder_taps
+    assert ops.axis_attention(randn(1, 2, 5, 24), 1, "time").shape == (1, 2, 5, 8)  # heads too narrow for a kernel
+    with backend.use_backend("reference"):
+        assert backend.pick("axis_attention", qkv) is reference.axis_attention
+
+
+def test_every_kernel_compiles_without_spills():
+    """The gate of ``python -m fastenh_kernels.cubins``, in a process of its own: here the kernels are interpreted."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fastenh_kernels.cubins", "--arch", "sm_90"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every kernel passes the gate" in done.stdout
+    assert done.stdout.count("sm_90") >= 30
