@@ -142,6 +142,47 @@ def test_nothing_in_nothing_out():
     assert fastenh_kernels.complex_mask(randn(0, 3, 5), randn(0, 3, 5, dtype=torch.complex64), "none").numel() == 0
 
 
+def layer_weights(width, hidden):
+    shapes = [(width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,)]
+    shapes += [(width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,)]
+    return [randn(*shape) * (0.1 if len(shape) == 2 else 0.5) for shape in shapes]
+
+
+@pytest.mark.parametrize("axis", ["frequency", "time"])
+@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 1), (2, 3, 65), (1, 17, 2)])
+def test_axis_layer(target, axis, b, t, f):
+    torch.manual_seed(0)
+    check(
+        lambda x, *weights: fastenh_kernels.axis_layer(x, weights, 4, axis),
+        lambda x, *weights: reference.axis_layer(x, ops.AxisLayerWeights(*weights), 4, axis, 0.0),
+        (randn(b, t, f, 64), *layer_weights(64, 128)),
+        target,
+    )
+
+
+@pytest.mark.parametrize(("bands", "channels", "outputs"), [(65, 128, 64), (1, 16, 8), (7, 32, 5)])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_decoder_taps(target, bands, channels, outputs, frames):
+    torch.manual_seed(0)
+    arguments = (randn(2, frames, bands, channels), randn(outputs, channels, 3, 3))
+    check(fastenh_kernels.decoder_taps, reference.decoder_taps, arguments, target)
+
+
+@pytest.mark.parametrize(("bins", "channels"), [(257, 32), (1, 8), (2, 16), (66, 4)])
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_encoder_front(target, bins, channels, frames):
+    torch.manual_seed(0)
+    spectrum = randn(2, frames, bins, dtype=torch.complex64).transpose(1, 2)
+    spectrum[:, :, 0] *= 1e-3  # where log(1 + m) loses digits
+    weight, bias = randn(channels, 1, 3, 3), randn(channels)
+
+    def plain(spectrum, weight, bias):  # torch convolves in the dtype of the features, which are those of the weight
+        wide = weight.double() if spectrum.dtype == torch.complex128 else weight.float()
+        return reference.encoder_front(spectrum, wide, bias.to(wide.dtype)).to(weight.dtype)
+
+    check(fastenh_kernels.encoder_front, plain, (spectrum, weight, bias), target)
+
+
 @pytest.mark.parametrize(("bands", "bins", "channels"), [(65, 257, 64), (1, 2, 8), (3, 5, 16), (33, 129, 64)])
 @pytest.mark.parametrize("frames", [1, 3])
 def test_mask_head(target, bands, bins, channels, frames):
@@ -190,12 +231,18 @@ def test_operators_keep_the_rules_of_torch(interpreted):
     torch.library.opcheck(kernels._axis_attention, (randn(1, 2, 5, 96), 2, "time"), test_utils=checks)
     arguments = (randn(1, 3, 3, 3, 8), *randn(3, 8), randn(1), spectrum)
     torch.library.opcheck(kernels._mask_head, arguments, test_utils=checks)
+    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "frequency")
+    torch.library.opcheck(kernels._axis_layer, layer, test_utils=checks)
+    torch.library.opcheck(kernels._decoder_taps, (randn(1, 2, 3, 16), randn(4, 16, 3, 3)), test_utils=checks)
+    torch.library.opcheck(kernels._encoder_front, (spectrum, randn(4, 1, 3, 3), randn(4)), test_utils=checks)
 
 
 def test_the_model_is_the_same_on_both_paths(interpreted):
     """Tiny model: SI-SDR between the two outputs, and of each against the clean signal."""
     torch.manual_seed(0)
-    model = build("dpt", DPTConfig(channels=32, front_channels=8, head_channels=16, heads=2, feed_forward=64)).eval()
+    model = build(
+        "dpt", DPTConfig(channels=64, front_channels=8, head_channels=16, heads=2, feed_forward=64, blocks=1)
+    ).eval()
     clean = voice(3000)
     noisy = clean + noise(3000)
     ours = Enhancer(model, "cpu", "float32")(noisy, 16_000)
@@ -211,7 +258,7 @@ def test_the_reference_serves_what_the_kernels_do_not(interpreted):
     assert backend.pick("axis_attention", qkv) is not reference.axis_attention
     assert backend.pick("axis_attention", qkv.double()) is reference.axis_attention
     assert backend.pick("axis_attention", qkv.clone().requires_grad_()) is reference.axis_attention
-    assert backend.pick("decoder_taps", qkv) is reference.decoder_taps
+    assert backend.pick("upsampled_moments", qkv) is reference.upsampled_moments
     assert ops.axis_attention(randn(1, 2, 5, 24), 1, "time").shape == (1, 2, 5, 8)  # heads too narrow for a kernel
     with backend.use_backend("reference"):
         assert backend.pick("axis_attention", qkv) is reference.axis_attention

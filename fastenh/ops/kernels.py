@@ -1,10 +1,12 @@
 """The Triton kernels as PyTorch operators, forward only: ``torch.compile`` and ``torch.export`` take each as a whole.
 
-What a kernel does not serve (odd head widths, dropout) goes to the reference. Imported when a backend with kernels is
+What a kernel does not serve (odd widths, dropout) goes to the reference. Imported when a backend with kernels is
 chosen, never before: Triton may be absent.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import fastenh_kernels
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from fastenh.ops import reference
 from fastenh.ops.types import Activation, Axis, AxisLayerWeights
 
-_HEAD_WIDTHS = (16, 32, 64, 128)
+_WIDTHS = (16, 32, 64, 128)
 
 
 @torch.library.custom_op("fastenh::complex_mask", mutates_args=())
@@ -46,22 +48,78 @@ def _(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spe
     return spectrum.new_empty(spectrum.shape)
 
 
+@torch.library.custom_op("fastenh::axis_layer", mutates_args=())
+def _axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
+    return fastenh_kernels.axis_layer(x, weights, heads, axis)
+
+
+@_axis_layer.register_fake
+def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("fastenh::decoder_taps", mutates_args=())
+def _decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
+    return fastenh_kernels.decoder_taps(x, weight)
+
+
+@_decoder_taps.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:3], 3, weight.shape[0]))
+
+
+@torch.library.custom_op("fastenh::encoder_front", mutates_args=())
+def _encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return fastenh_kernels.encoder_front(spectrum, weight, bias)
+
+
+@_encoder_front.register_fake
+def _(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    batch, bins, frames = spectrum.shape
+    return weight.new_empty((batch, frames, (bins + 1) // 2, weight.shape[0]))
+
+
 def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tensor:
     return _complex_mask(mask, spectrum, activation)
 
 
+def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if not _power_of_two(weight.shape[0]):
+        return reference.encoder_front(spectrum, weight, bias)
+    return _encoder_front(spectrum, weight.to(_autocast_dtype(weight)), bias)
+
+
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tensor:
-    if dropout or qkv.shape[-1] // (3 * heads) not in _HEAD_WIDTHS:
+    if dropout or qkv.shape[-1] // (3 * heads) not in _WIDTHS:
         return reference.axis_attention(qkv, heads, axis, dropout)
     return _axis_attention(qkv.contiguous(), heads, axis)
 
 
 def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float) -> Tensor:
-    return reference.axis_layer(x, weights, heads, axis, dropout, attention=axis_attention)
+    width, hidden = x.shape[-1], weights.up_weight.shape[0]
+    if dropout or width not in (64, 128) or hidden % 64 or width // heads not in _WIDTHS:
+        return reference.axis_layer(x, weights, heads, axis, dropout, attention=axis_attention)
+    x = x.to(_autocast_dtype(x))
+    return _axis_layer(x, [w.to(x.dtype) if w.ndim == 2 else w for w in weights], heads, axis)
+
+
+def decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
+    if x.shape[-1] not in _WIDTHS:
+        return reference.decoder_taps(x, weight)
+    return _decoder_taps(x.to(_autocast_dtype(x)), weight)
 
 
 def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
-    channels = z.shape[-1]
-    if channels & (channels - 1):
+    if not _power_of_two(z.shape[-1]):
         return reference.mask_head(z, scale, shift, weight, bias, spectrum)
     return _mask_head(z, scale, shift, weight, bias, spectrum)
+
+
+def _power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that autocast would give a matrix product of ``tensor``."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype

@@ -7,9 +7,20 @@ block of values, ``o_`` offsets, ``m_`` a mask, ``s_`` a stride. Arithmetic is i
 import triton
 
 from fastenh_kernels.axis_attention import axis_attention
+from fastenh_kernels.axis_layer import axis_layer
 from fastenh_kernels.complex_mask import complex_mask
+from fastenh_kernels.decoder_taps import decoder_taps
+from fastenh_kernels.encoder_front import encoder_front
 from fastenh_kernels.mask_head import mask_head
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels are decorated, that is now
 
-__all__ = ["INTERPRETED", "axis_attention", "complex_mask", "mask_head"]
+__all__ = [
+    "INTERPRETED",
+    "axis_attention",
+    "axis_layer",
+    "complex_mask",
+    "decoder_taps",
+    "encoder_front",
+    "mask_head",
+]

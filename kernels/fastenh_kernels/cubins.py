@@ -70,11 +70,18 @@ def shipped_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
     vector = empty(64)
     z = empty(4, 188, 65, 3, 64, dtype=dtype)
     cases["mask_head"] = (fastenh_kernels.mask_head, z, vector, vector, vector, empty(1), spectrum)
+    shapes = [(128,), (128,), (384, 128), (384,), (128, 128), (128,)]
+    shapes += [(128,), (128,), (512, 128), (512,), (128, 512), (128,)]
+    layer = [empty(shape, dtype=dtype if len(shape) == 2 else torch.float32) for shape in shapes]
+    x = empty(4, 188, 65, 128, dtype=dtype)
+    cases["axis_layer"] = (fastenh_kernels.axis_layer, x, layer, 4, "frequency")
+    cases["decoder_taps"] = (fastenh_kernels.decoder_taps, x, empty(64, 128, 3, 3))
+    cases["encoder_front"] = (fastenh_kernels.encoder_front, spectrum, empty(32, 1, 3, 3, dtype=dtype), empty(32))
     for name, (function, *arguments) in cases.items():
         with recording() as launches:
             function(*arguments)
         for launch in launches:
-            yield name, launch
+            yield f"{name}: {launch.kernel.fn.__name__.removesuffix('_kernel')}" if len(launches) > 1 else name, launch
 
 
 def compile_launch(name: str, launch: Launch, arch: int, dtype: torch.dtype) -> Cubin:
