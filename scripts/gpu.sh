@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # One part of the work for a machine with a GPU, each inside nine minutes.
 #
+#   scripts/gpu.sh check             the kernels against float64, on the GPU; the model on both paths
 #   scripts/gpu.sh train [MINUTES]   train the release recipe, or go on with it
 #
 # Nothing is downloaded. In the repository's root lie, ignored by git:
-#   .whl/    wheels of what the machine lacks (soundfile, cffi, pycparser, soxr, pesq, pystoi, scipy, safetensors, ...)
+#   .whl/    wheels of what the machine lacks (soundfile, cffi, pycparser, soxr, pesq, pystoi, scipy, safetensors, pytest, ...)
 #   .data/   speech/ noise/ rir/ of the training data
 #   .run/    state.pt of an earlier part of the run, to go on from
 # What comes back lies in $OUT (default: out/): state.pt, best.safetensors, log.jsonl.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?usage: scripts/gpu.sh train [MINUTES]}
+part=${1:?usage: scripts/gpu.sh check | train [MINUTES]}
 out=${OUT:-out}
 mkdir -p "$out"
 
@@ -18,9 +19,23 @@ site=$(mktemp -d)
 if compgen -G '.whl/*.whl' > /dev/null; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" .whl/*.whl
 fi
-export PYTHONPATH="$site:$PWD" PYTHONUNBUFFERED=1
+export PYTHONPATH="$site:$PWD:$PWD/kernels" PYTHONUNBUFFERED=1
 
 case $part in
+  check)
+    python3 -m pytest -q -m gpu tests | tee "$out/gpu-tests.txt"
+    for backend in reference triton; do
+      python3 -m fastenh enhance samples -o "$out/$backend" --overwrite --device cuda --dtype float32 \
+        --backend "$backend" -v
+    done
+    python3 -m fastenh evaluate "$out/triton" "$out/reference" --jobs 4 | tee "$out/triton-against-reference.txt"
+    if command -v compute-sanitizer > /dev/null; then
+      for tool in memcheck racecheck; do
+        compute-sanitizer --tool "$tool" python3 -m pytest -q -m gpu tests/test_kernels.py -k "not seventy" \
+          | tee "$out/$tool.txt"
+      done
+    fi
+    ;;
   train)
     run=$(mktemp -d)
     resume=()
@@ -33,7 +48,7 @@ case $part in
     cp "$run/state.pt" "$run/best.safetensors" "$run/log.jsonl" "$out/"
     ;;
   *)
-    echo "no part named $part: train is the one there is" >&2
+    echo "no part named $part: there are check and train" >&2
     exit 2
     ;;
 esac

@@ -30,11 +30,17 @@ DEVICES = [
     pytest.param(("cpu", torch.float16), id="interpreted-float16"),
     *(pytest.param(("cuda", dtype), marks=pytest.mark.gpu, id=f"cuda-{str(dtype)[6:]}") for dtype in FLOORS),
 ]
+SMALL = DPTConfig(channels=64, front_channels=8, head_channels=16, heads=2, feed_forward=64, blocks=1)
 LENGTHS = [1, 2, 17, 63, 64, 65, 80, 100, 129, 188, 257, 401]
+
+
+HERE = "cpu" if fastenh_kernels.INTERPRETED else "cuda"  # where the kernels run in this process
 
 
 @pytest.fixture(params=DEVICES)
 def target(request):
+    if request.param[0] != HERE:
+        pytest.skip(f"the kernels run on {HERE} here")
     return request.param
 
 
@@ -124,14 +130,14 @@ def test_axis_attention_of_any_strides_and_widths(target, axis):
 
 def test_axis_attention_of_equal_keys_is_the_mean_of_the_values():
     for length in (5, 65, 200):
-        qkv = randn(1, 1, length, 96)
+        qkv = randn(1, 1, length, 96).to(HERE)
         qkv[..., 32:64] = 1.0
         mean = qkv[..., 64:].mean(2, keepdim=True).expand(-1, -1, length, -1)
         torch.testing.assert_close(fastenh_kernels.axis_attention(qkv, 1, "frequency"), mean, atol=1e-5, rtol=1e-4)
 
 
 def test_axis_attention_survives_extreme_scores():
-    qkv = randn(1, 1, 65, 96) * 300
+    qkv = randn(1, 1, 65, 96).to(HERE) * 300
     attended = fastenh_kernels.axis_attention(qkv, 1, "frequency")
     assert torch.isfinite(attended).all()
     assert attended.abs().max() <= qkv[..., 64:].abs().max() * 1.001
@@ -216,7 +222,7 @@ def test_seventy_thousand_sequences(axis):
 
 @pytest.fixture
 def interpreted():
-    if torch.cuda.is_available():
+    if HERE != "cpu":
         pytest.skip("the kernels were loaded for the GPU")
     with backend.use_backend("interpret"):
         yield
