@@ -278,3 +278,15 @@ def test_every_kernel_compiles_without_spills():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every kernel passes the gate" in done.stdout
     assert done.stdout.count("sm_90") >= 30
+
+
+def test_the_core_on_kernels_is_one_graph_and_exports(interpreted):
+    core = build("dpt", SMALL).eval().core
+    with torch.no_grad():
+        compiled = torch.compile(core, backend="aot_eager", fullgraph=True)
+        for frames in (3, 4, 5):  # from the second on, with the length left open
+            noisy = randn(1, 257, frames, dtype=torch.complex64)
+            torch.testing.assert_close(compiled(noisy), core(noisy))
+        exported = torch.export.export(core, (randn(1, 257, 4, dtype=torch.complex64),))
+    called = [str(node.target).split(".")[1] for node in exported.graph.nodes if "fastenh" in str(node.target)]
+    assert called == ["encoder_front", "axis_layer", "axis_layer", "decoder_taps", "mask_head"]

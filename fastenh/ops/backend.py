@@ -61,7 +61,7 @@ def choose(device: torch.device) -> Choice:
         return Choice("reference", "asked for")
     if asked == "auto":
         return Choice("reference", _NOT_PROVEN if device.type == "cuda" else f"no Triton kernels for {device.type}")
-    obstacle = _interpreter_obstacle() if asked == "interpret" else _triton_obstacle(device.type, device.index)
+    obstacle = _obstacle(asked, device.type, device.index)
     if obstacle:
         raise BackendError(f"backend {asked!r} cannot run on {device}: {obstacle}; use auto or reference")
     return Choice(asked, "asked for")
@@ -75,7 +75,9 @@ def pick(name: str, *tensors: Tensor) -> Callable[..., Any]:
     """
     if choose(tensors[0].device).name == "reference" or not _kernels_serve(tensors):
         return getattr(reference, name)
-    return getattr(importlib.import_module("fastenh.ops.kernels"), name, None) or getattr(reference, name)
+    from fastenh.ops import kernels  # Triton may be absent where nobody asks for it
+
+    return getattr(kernels, name, None) or getattr(reference, name)
 
 
 def _kernels_serve(tensors: Sequence[Tensor]) -> bool:
@@ -87,6 +89,11 @@ def _checked(name: str, source: str) -> str:
     if name not in BACKENDS:
         raise BackendError(f"{source} must be one of {', '.join(BACKENDS)}, not {name!r}")
     return name
+
+
+@torch.compiler.assume_constant_result  # found out while torch.compile traces, no part of the graph
+def _obstacle(asked: str, device_type: str, index: int | None) -> str:
+    return _interpreter_obstacle() if asked == "interpret" else _triton_obstacle(device_type, index)
 
 
 @cache
