@@ -27,7 +27,7 @@ def main(noisy: Path, enhanced: Path, picture: Path) -> None:
         axis.set(title=title, ylabel="frequency (Hz)")
     axes[1].set_xlabel("time (s)")
     figure.colorbar(image, ax=axes, label="dB")
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=80)
 
 
 if __name__ == "__main__":
