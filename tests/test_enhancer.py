@@ -134,3 +134,13 @@ def test_wrong_input(tiny_model):
 def test_a_model_that_gives_nan_is_noticed():
     with pytest.raises(EnhancementError, match="NaN"):
         short_spans(Gain(float("nan")))(voice(1000), 16_000)
+
+
+def test_memory_layout_does_not_matter(tiny_model):
+    """soundfile's (frames, channels), turned round, is not contiguous; nor is every second sample."""
+    frames_first = np.stack([voice(9000, seed) for seed in range(2)], axis=1)
+    enhancer = short_spans(tiny_model)
+    for rate in (16_000, 44_100):
+        plain = enhancer(np.ascontiguousarray(frames_first.T), rate)
+        np.testing.assert_array_equal(enhancer(frames_first.T, rate), plain)
+        np.testing.assert_array_equal(enhancer(np.repeat(frames_first.T, 2, axis=1)[:, ::2], rate), plain)

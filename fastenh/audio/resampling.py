@@ -9,7 +9,8 @@ import soxr
 def resample(samples: np.ndarray, rate: float, new_rate: float, length: int | None = None) -> np.ndarray:
     """(C, L) -> (C, L'), band-limited, without delay; cut or padded with zeros to ``length`` frames if given."""
     if rate != new_rate and samples.shape[1]:
-        samples = np.ascontiguousarray(soxr.resample(samples.T, rate, new_rate, quality="HQ").T)
+        # a channel at a time: with some NumPys soxr takes a single frame of several channels for not contiguous
+        samples = np.stack([soxr.resample(channel, rate, new_rate, quality="HQ") for channel in samples])
     if length is None or samples.shape[1] == length:
         return samples
     return np.pad(samples[:, :length], ((0, 0), (0, max(0, length - samples.shape[1]))))
