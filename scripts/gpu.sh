@@ -24,11 +24,12 @@ export PYTHONPATH="$site:$PWD:$PWD/kernels" PYTHONUNBUFFERED=1
 case $part in
   check)
     python3 -m pytest -q -m gpu tests | tee "$out/gpu-tests.txt"
+    audio=$(mktemp -d)
     for backend in reference triton; do
-      python3 -m fastenh enhance samples -o "$out/$backend" --overwrite --device cuda --dtype float32 \
+      python3 -m fastenh enhance samples -o "$audio/$backend" --device cuda --dtype float32 \
         --backend "$backend" -v
     done
-    python3 -m fastenh evaluate "$out/triton" "$out/reference" --jobs 4 | tee "$out/triton-against-reference.txt"
+    python3 -m fastenh evaluate "$audio/triton" "$audio/reference" --jobs 4 | tee "$out/triton-against-reference.txt"
     if command -v compute-sanitizer > /dev/null; then
       for tool in memcheck racecheck; do
         compute-sanitizer --tool "$tool" python3 -m pytest -q -m gpu tests/test_kernels.py -k "not seventy" \

@@ -24,8 +24,7 @@ ALL = MixingConfig(
 
 
 def corpus(recordings):
-    return Corpus([f"{i}.wav" for i in range(len(recordings))],
-                  [np.round(r * 32767).astype(np.int16) for r in recordings], RATE)  # fmt: skip
+    return Corpus([np.round(r * 32767).astype(np.int16) for r in recordings], RATE)
 
 
 @pytest.fixture
@@ -114,8 +113,11 @@ def test_synthetic_noise_is_finite_and_audible():
 def test_corpus(tmp_path):
     write(tmp_path / "a" / "x.wav", voice(8000), 8000)
     write(tmp_path / "b" / "empty.wav", voice(0))
+    soundfile.write(tmp_path / "b" / "nan.wav", np.array([0.5, np.nan, np.inf]), RATE, subtype="FLOAT")
     loaded = Corpus.load([tmp_path / "a", tmp_path / "b"], RATE)
-    assert len(loaded) == 1
+    assert len(loaded) == 2
+    np.testing.assert_array_equal(loaded[1], [0.5, 0.0, 0.0])
+    (tmp_path / "b" / "nan.wav").unlink()
     assert loaded[0].shape == (16_000,)
     np.testing.assert_array_equal(loaded.crop(0, 15_990, 20)[10:], loaded[0][:10])
     with pytest.raises(AudioError, match="no audio files"):

@@ -45,6 +45,8 @@ def test_settings():
     [
         ("run.epoch=3", r"run\.epoch: no such key; there are epochs"),
         ("run.epochs=many", r"run\.epochs: must be int, not 'many'"),
+        ("run.validation_pairs=0", r"run\.validation_pairs: must be more than 0, not 0"),
+        ("data.seconds=-1", r"data\.seconds: must be more than 0"),
         ("run.epochs=true", r"run\.epochs: must be int"),
         ("optimiser.kind=sgd", r"optimiser\.kind: must be one of adam, adamw"),
         ("optimiser.betas=[0.9]", r"optimiser\.betas: must be a list of 2"),

@@ -72,7 +72,9 @@ def load(source: str | Path) -> tuple[SpectralModel, Checkpoint]:
     expected = model.core.state_dict()
     missing, unknown = expected.keys() - checkpoint.tensors.keys(), checkpoint.tensors.keys() - expected.keys()
     if missing or unknown:
-        raise CheckpointError(f"{path}: not the tensors of {checkpoint.name}: {_first(missing, unknown)}")
+        kinds = (("missing", missing), ("unknown", unknown))
+        found = "; ".join(f"{kind} {min(keys)} and {len(keys) - 1} more" for kind, keys in kinds if keys)
+        raise CheckpointError(f"{path}: not the tensors of {checkpoint.name}: {found}")
     for key, tensor in checkpoint.tensors.items():
         if tensor.shape != expected[key].shape:
             shapes = f"{tuple(tensor.shape)}, not {tuple(expected[key].shape)}"
@@ -134,12 +136,3 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _first(missing: set[str], unknown: set[str]) -> str:
-    parts = [f"{kind} {min(keys)} and {len(keys) - 1} more" for kind, keys in _kinds(missing, unknown) if keys]
-    return "; ".join(parts)
-
-
-def _kinds(missing: set[str], unknown: set[str]) -> tuple[tuple[str, set[str]], ...]:
-    return (("missing", missing), ("unknown", unknown))

@@ -110,6 +110,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     sections = {f.name: get_type_hints(Recipe)[f.name] for f in dataclasses.fields(Recipe) if f.name != "model"}
     sections["config"] = config
     parts: dict[str, Any] = {}
+    counts = {"data": ("seconds", "batch_size"), "run": ("epochs", "steps_per_epoch", "validation_pairs")}
     for key, value in values.items():
         if key == "model":
             continue
@@ -118,6 +119,9 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
         if not isinstance(value, dict):
             raise RecipeError(f"{key}: must be a table, not {value!r}")
         parts[key] = _section(sections[key], value, key)
+        for name in counts.get(key, ()):
+            if getattr(parts[key], name) <= 0:
+                raise RecipeError(f"{key}.{name}: must be more than 0, not {getattr(parts[key], name)}")
     return Recipe(model=model, **{"config": config(), **parts})
 
 

@@ -2,7 +2,7 @@
 
 Two kernels. Up to 192 positions, one program takes a whole sequence of one head: keys and values stay on chip and are
 read once, and the softmax needs no running maximum. The keys are held as two blocks (64 + 16 for 65 bands, 128 + 64
-for 188 frames), since one padded block of 128 or 256 would cost 2.5 and 1.9 times the exponentials. Longer sequences
+for 188 frames): rows and keys padded to 128 or 256 would cost 2.6 and 1.8 times the exponentials. Longer sequences
 stream keys and values past a block of 64 rows (Dao et al. 2022, "FlashAttention").
 """
 
