@@ -9,9 +9,9 @@ import triton
 from fastenh_kernels.axis_attention import axis_attention
 from fastenh_kernels.axis_layer import axis_layer
 from fastenh_kernels.complex_mask import complex_mask
-from fastenh_kernels.decoder_taps import decoder_taps
 from fastenh_kernels.encoder_front import encoder_front
 from fastenh_kernels.mask_head import mask_head
+from fastenh_kernels.time_taps import decoder_taps, encoder_conv
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels are decorated, that is now
 
@@ -21,6 +21,7 @@ __all__ = [
     "axis_layer",
     "complex_mask",
     "decoder_taps",
+    "encoder_conv",
     "encoder_front",
     "mask_head",
 ]

@@ -8,6 +8,7 @@ stream keys and values past a block of 64 rows (Dao et al. 2022, "FlashAttention
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -15,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.launch import dot_precision, launch
+from fastenh_kernels.launch import Cost, dot_precision, launch, size
 
 _LOG2E = 1.4426950408889634
 # longest sequence: (first block of keys, second block, rows at a time, warps). In float32 two blocks spill.
-_RESIDENT = {16: (16, 0, 16, 1), 32: (32, 0, 32, 2), 64: (64, 0, 64, 4), 80: (64, 16, 64, 4), 128: (64, 64, 64, 4),
+_RESIDENT = {16: (16, 0, 16, 1), 32: (32, 0, 32, 2), 64: (64, 0, 64, 4), 80: (64, 16, 32, 1), 128: (64, 64, 64, 4),
              192: (128, 64, 64, 4)}  # fmt: skip
 _STREAMING = {2: (64, 64, 4), 4: (64, 32, 4)}  # bytes of a value: (rows, keys, warps)
 
@@ -57,7 +58,7 @@ def _resident_rows(
         b_p1 = tl.exp2(b_s1 * SCALE - b_max[:, None])
         b_sum += tl.sum(b_p1, 1)
         b_out = tl.dot(b_p1.to(b_v1.dtype), b_v1, b_out, input_precision=PRECISION)
-    b_out = b_out / b_sum[:, None]
+    b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
 
 
@@ -84,8 +85,8 @@ def resident_attention_kernel(
     PRECISION: tl.constexpr,
 ):
     i_head = tl.program_id(0) % H
-    i_sequence = (tl.program_id(0) // H).to(tl.int64)
-    i_outer, i_inner = i_sequence // inner, i_sequence % inner
+    i_sequence = tl.program_id(0) // H
+    i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
     p_qkv += i_outer * s_qkv_outer + i_inner * s_qkv_inner + i_head * D
     p_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
     o_d = tl.arange(0, D)
@@ -133,8 +134,8 @@ def streaming_attention_kernel(
 ):
     i_block = tl.program_id(0) % row_blocks
     i_head = (tl.program_id(0) // row_blocks) % H
-    i_sequence = (tl.program_id(0) // row_blocks // H).to(tl.int64)
-    i_outer, i_inner = i_sequence // inner, i_sequence % inner
+    i_sequence = tl.program_id(0) // row_blocks // H
+    i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
     p_qkv += i_outer * s_qkv_outer + i_inner * s_qkv_inner + i_head * D
     p_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
     o_m = i_block * M + tl.arange(0, M).to(tl.int64)
@@ -156,7 +157,7 @@ def streaming_attention_kernel(
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
         b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], input_precision=PRECISION)
         b_max = b_new
-    b_out = b_out / b_sum[:, None]
+    b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
 
 
@@ -189,13 +190,23 @@ def axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
         if length <= longest and width * (k0 + k1) <= 128 * 64 and (k1 == 0 or qkv.element_size() == 2):
             tail = 16 if k1 == 16 else 0  # 65 bands: 64 rows and one more
             arguments |= {"K0": k0, "K1": k1, "M": rows, "TAIL": tail, "FULL": length >= k0}
-            launch(resident_attention_kernel, programs, arguments, num_warps=warps)
+            loops = (length // rows if tail else triton.cdiv(length, rows),)
+            cost = functools.partial(_cost, qkv, out, length, loops)
+            launch(resident_attention_kernel, programs, arguments, cost, num_warps=warps)
             return out
     rows, keys, warps = _STREAMING[qkv.element_size()]
     blocks = triton.cdiv(length, rows)
     arguments |= {"row_blocks": blocks, "M": rows, "N": keys}
-    launch(streaming_attention_kernel, programs * blocks, arguments, num_warps=warps)
+    loops = (triton.cdiv(length, keys),)
+    cost = functools.partial(_cost, qkv, out, length, loops, blocks)
+    launch(streaming_attention_kernel, programs * blocks, arguments, cost, num_warps=warps)
     return out
+
+
+def _cost(qkv: Tensor, out: Tensor, length: int, loops: tuple[int, ...], row_blocks: int = 1) -> Cost:
+    """Queries and results go through the L2 once, keys and values once for every block of rows."""
+    l2 = size(out) + size(qkv) / 3 * (1 + 2 * row_blocks)
+    return Cost(loops, flop=4 * out.numel() * length, l2_bytes=l2, dram_bytes=size(qkv, out))
 
 
 def _strides(tensor: Tensor, inner: int, along: int) -> tuple[int, int, int]:

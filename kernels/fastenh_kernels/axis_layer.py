@@ -1,8 +1,9 @@
-"""The pre-LN encoder layer along one axis, in three launches: LN + QKV, attention, and the rest.
+"""The pre-LN encoder layer along one axis: LN, QKV and attention in one launch or two, and the rest in one.
 
-The rest is the output projection, the residual, LN, both feed-forward maps and the second residual, a tile of rows at a
-time: the hidden units (four times as wide as the activation) never leave the chip. A layer reads x twice, writes and
-reads QKV and the attended values once, and writes y: the traffic of 11 activations.
+Short sequences that fill blocks of 64 take ``norm_attention``; others LN + QKV and then ``axis_attention``. The rest is
+the output projection, the residual, LN, both feed-forward maps and the second residual, a tile of rows at a time: the
+hidden units (four times as wide as the activation) never leave the chip. Programs stay on the device and take tile
+after tile, so that LN + QKV reads its weights once a program, not once a tile.
 """
 
 from __future__ import annotations
@@ -13,55 +14,65 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.axis_attention import axis_attention
-from fastenh_kernels.launch import dot_precision, launch
+from fastenh_kernels.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.norm_attention import norm_attention, normalise, row_of, serves
 
 _EPS = 1e-5  # of the layer norms
-# bytes of a value: (rows, columns of the weight at a time, warps, stages)
-_QKV = {2: (128, 64, 8, 2), 4: (32, 64, 4, 1)}
-# the same, with the share of the projection's inner dimension at a time behind the columns
-_REST = {2: (64, 64, 128, 4, 2), 4: (32, 32, 32, 8, 1)}
 
 
-@triton.jit
-def _normalise(b_x, p_weight, p_bias, o_c, C: tl.constexpr, EPS: tl.constexpr):
-    """Layer norm of [M, C] float32 rows (Ba et al. 2016)."""
-    b_x = b_x - (tl.sum(b_x, 1) / C)[:, None]
-    b_inverse = tl.rsqrt(tl.sum(b_x * b_x, 1) / C + EPS)
-    b_weight = tl.load(p_weight + o_c).to(tl.float32)
-    return b_x * b_inverse[:, None] * b_weight[None, :] + tl.load(p_bias + o_c).to(tl.float32)[None, :]
-
-
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
 def norm_linear_kernel(
     p_x,  # (rows, C)
     p_norm_weight,  # (C,)
     p_norm_bias,  # (C,)
-    p_weight,  # (OUT, C)
-    p_bias,  # (OUT,)
-    p_out,  # (rows, OUT)
+    p_weight,  # (3C, C)
+    p_bias,  # (3C,)
+    p_out,  # (rows, 3C)
     rows,
+    tiles,
+    programs,
     C: tl.constexpr,
-    OUT: tl.constexpr,
     EPS: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    o_m = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
+    i_column = tl.program_id(0) % (C // N)
     o_c = tl.arange(0, C)
-    m_m = o_m[:, None] < rows
-    b_x = tl.load(p_x + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
-    b_x = _normalise(b_x, p_norm_weight, p_norm_bias, o_c, C, EPS).to(p_weight.dtype.element_ty)
-    for first in tl.range(0, OUT, N):
-        o_n = first + tl.arange(0, N)
-        b_w = tl.load(p_weight + o_n[:, None] * C + o_c[None, :])  # [N, C]
-        b_y = tl.dot(b_x, tl.trans(b_w), input_precision=PRECISION) + tl.load(p_bias + o_n).to(tl.float32)[None, :]
-        tl.store(p_out + o_m[:, None] * OUT + o_n[None, :], b_y.to(p_out.dtype.element_ty), mask=m_m)
+    o_n = i_column * N + tl.arange(0, N)
+    b_norm_weight, b_norm_bias = row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c)
+    b_wq = tl.load(p_weight + o_n[:, None] * C + o_c[None, :])  # [N, C]
+    b_wk = tl.load(p_weight + (C + o_n)[:, None] * C + o_c[None, :])
+    b_wv = tl.load(p_weight + (2 * C + o_n)[:, None] * C + o_c[None, :])
+    b_bq, b_bk, b_bv = row_of(p_bias, o_n), row_of(p_bias, C + o_n), row_of(p_bias, 2 * C + o_n)
+    for tile in tl.range(tl.program_id(0) // (C // N), tiles, programs):
+        o_m = tile.to(tl.int64) * M + tl.arange(0, M)
+        m_m = o_m[:, None] < rows
+        b_x = tl.load(p_x + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
+        b_x = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_weight.dtype.element_ty)
+        p_y = p_out + o_m[:, None] * (3 * C) + o_n[None, :]
+        b_y = tl.dot(b_x, tl.trans(b_wq), input_precision=PRECISION) + b_bq
+        tl.store(p_y, b_y.to(p_out.dtype.element_ty), mask=m_m)
+        b_y = tl.dot(b_x, tl.trans(b_wk), input_precision=PRECISION) + b_bk
+        tl.store(p_y + C, b_y.to(p_out.dtype.element_ty), mask=m_m)
+        b_y = tl.dot(b_x, tl.trans(b_wv), input_precision=PRECISION) + b_bv
+        tl.store(p_y + 2 * C, b_y.to(p_out.dtype.element_ty), mask=m_m)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit
+def _weights(p, o_row, o_column, first_row, first_column, WIDTH: tl.constexpr, DESCRIPTORS: tl.constexpr):
+    """A block of a matrix: by a copy engine of the SM (TMA) or by the threads."""
+    if DESCRIPTORS:
+        b = p.load([first_row, first_column])
+    else:
+        b = tl.load(p + (first_row + o_row)[:, None] * WIDTH + (first_column + o_column)[None, :])
+    return b
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
 def project_feed_forward_kernel(
     p_attended,  # (rows, C)
     p_x,  # (rows, C)
@@ -69,40 +80,46 @@ def project_feed_forward_kernel(
     p_out_bias,  # (C,)
     p_norm_weight,  # (C,)
     p_norm_bias,  # (C,)
-    p_up_weight,  # (HIDDEN, C)
+    p_up_weight,  # (HIDDEN, C), or its descriptor
     p_up_bias,  # (HIDDEN,)
-    p_down_weight,  # (C, HIDDEN)
+    p_down_weight,  # (C, HIDDEN), or its descriptor
     p_down_bias,  # (C,)
     p_y,  # (rows, C)
     rows,
+    tiles,
+    programs,
     C: tl.constexpr,
     HIDDEN: tl.constexpr,
     EPS: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
+    STAGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    o_m = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)
     o_c = tl.arange(0, C)
-    m_m = o_m[:, None] < rows
-    o_mc = o_m[:, None] * C + o_c[None, :]
-    b_x = tl.load(p_x + o_mc, mask=m_m, other=0.0).to(tl.float32) + tl.load(p_out_bias + o_c).to(tl.float32)[None, :]
-    for first in tl.range(0, C, K):
-        o_k = first + tl.arange(0, K)
-        b_a = tl.load(p_attended + o_m[:, None] * C + o_k[None, :], mask=m_m, other=0.0)  # [M, K]
-        b_w = tl.load(p_out_weight + o_c[:, None] * C + o_k[None, :])  # [C, K]
-        b_x = tl.dot(b_a, tl.trans(b_w), b_x, input_precision=PRECISION)
-    b_n = _normalise(b_x, p_norm_weight, p_norm_bias, o_c, C, EPS).to(p_up_weight.dtype.element_ty)
-    b_y = b_x + tl.load(p_down_bias + o_c).to(tl.float32)[None, :]  # the residual rides in the accumulator
-    for first in tl.range(0, HIDDEN, N):
-        o_h = first + tl.arange(0, N)
-        b_up = tl.load(p_up_weight + o_h[:, None] * C + o_c[None, :])  # [N, C]
-        b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + tl.load(p_up_bias + o_h).to(tl.float32)[None, :]
-        b_h = tl.maximum(b_h, 0.0).to(p_down_weight.dtype.element_ty)  # [M, N]
-        b_down = tl.load(p_down_weight + o_c[:, None] * HIDDEN + o_h[None, :])  # [C, N]
-        b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
-    tl.store(p_y + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
+    o_k = tl.arange(0, K)
+    o_n = tl.arange(0, N)
+    for tile in tl.range(tl.program_id(0), tiles, programs, num_stages=1):
+        o_m = tile.to(tl.int64) * M + tl.arange(0, M)
+        m_m = o_m[:, None] < rows
+        o_mc = o_m[:, None] * C + o_c[None, :]
+        b_x = tl.load(p_x + o_mc, mask=m_m, other=0.0).to(tl.float32) + row_of(p_out_bias, o_c)
+        for first in tl.range(0, C, K, num_stages=1):
+            b_a = tl.load(p_attended + o_m[:, None] * C + (first + o_k)[None, :], mask=m_m, other=0.0)  # [M, K]
+            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            b_x = tl.dot(b_a, tl.trans(b_w), b_x, input_precision=PRECISION)
+        b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
+        b_n = b_n.to(p_out_weight.dtype.element_ty)
+        b_y = b_x + row_of(p_down_bias, o_c)  # the residual rides in the accumulator
+        for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
+            b_up = _weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
+            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
+            b_h = tl.maximum(b_h, 0.0).to(p_out_weight.dtype.element_ty)  # [M, N]
+            b_down = _weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
+            b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
+        tl.store(p_y + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 
 def axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
@@ -111,25 +128,71 @@ def axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> T
     ``weights``: the tensors of ``AxisLayerWeights`` in order, matrices in the dtype of x. Raises ``ValueError`` unless
     the width is 64 or 128, and the hidden width a multiple of 64.
     """
-    norm1_weight, norm1_bias, qkv_weight, qkv_bias, out_weight, out_bias, *feed_forward = weights
-    width, hidden = x.shape[-1], feed_forward[2].shape[0]
+    norm_weight, norm_bias, qkv_weight, qkv_bias, *rest = weights
+    width, hidden = x.shape[-1], rest[4].shape[0]
     if width not in (64, 128) or hidden % 64:
         raise ValueError(f"width {width}, hidden {hidden}: the kernel takes 64 or 128, and multiples of 64")
     x = x.contiguous()
+    if serves(x, heads, axis):
+        attended = norm_attention(x, norm_weight, norm_bias, qkv_weight, qkv_bias, heads, axis, _EPS)
+    else:
+        attended = axis_attention(norm_linear(x, norm_weight, norm_bias, qkv_weight, qkv_bias), heads, axis)
+    return project_feed_forward(attended, x, rest)
+
+
+def norm_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LN and the packed projections. Contiguous (B, T, F, C) -> (B, T, F, 3C)."""
+    width = x.shape[-1]
     rows = x.numel() // width
-    shared = {"rows": rows, "C": width, "EPS": _EPS, "PRECISION": dot_precision(x)}
-    qkv = torch.empty(*x.shape[:3], 3 * width, dtype=x.dtype, device=x.device)
+    out = torch.empty(*x.shape[:3], 3 * width, dtype=x.dtype, device=x.device)
+    m, n, warps = (64, width, 4) if x.element_size() == 2 else (32, 32, 4)
+    parts = width // n
+    tiles = triton.cdiv(rows, m)
+    programs = min(tiles, 2 * processors(x.device))  # two an SM: one computes while the other loads
     names = ("p_x", "p_norm_weight", "p_norm_bias", "p_weight", "p_bias", "p_out")
-    m, n, warps, stages = _QKV[x.element_size()]
-    arguments = dict(zip(names, (x, norm1_weight, norm1_bias, qkv_weight, qkv_bias, qkv), strict=True))
-    arguments |= {**shared, "OUT": 3 * width, "M": m, "N": n}
-    launch(norm_linear_kernel, triton.cdiv(rows, m), arguments, num_warps=warps, num_stages=stages)
-    attended = axis_attention(qkv, heads, axis)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    arguments = dict(zip(names, (x, norm_weight, norm_bias, weight, bias, out), strict=True))
+    arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "EPS": _EPS, "M": m, "N": n}
+    arguments["PRECISION"] = dot_precision(x)
+
+    def cost() -> Cost:
+        moved = parts * size(x) + size(out)
+        flop = 2 * rows * weight.numel()
+        l2 = moved + programs * size(weight)
+        return Cost((tiles / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=size(x, out, weight))
+
+    launch(norm_linear_kernel, parts * programs, arguments, cost, num_warps=warps, num_stages=1)
+    return out
+
+
+def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C)."""
+    out_weight, out_bias, norm_weight, norm_bias, up_weight, up_bias, down_weight, down_bias = weights
+    width, hidden = x.shape[-1], up_weight.shape[0]
+    rows = x.numel() // width
+    y = torch.empty_like(x)
+    descriptors = x.element_size() == 2 and capability(x.device) >= 90
+    if descriptors:
+        m, n, k, warps, stages = 128, 64, width, 8, 2
+        up = TensorDescriptor.from_tensor(up_weight.contiguous(), [n, width])
+        down = TensorDescriptor.from_tensor(down_weight.contiguous(), [width, n])
+    else:
+        m, n, k, warps, stages = (64, 64, width, 4, 2) if x.element_size() == 2 else (32, 32, 32, 8, 1)
+        up, down = up_weight.contiguous(), down_weight.contiguous()
+    tiles = triton.cdiv(rows, m)
+    programs = min(tiles, processors(x.device))
     names = ("p_attended", "p_x", "p_out_weight", "p_out_bias", "p_norm_weight", "p_norm_bias")
     names += ("p_up_weight", "p_up_bias", "p_down_weight", "p_down_bias", "p_y")
-    m, n, k, warps, stages = _REST[x.element_size()]
-    arguments = dict(zip(names, (attended, x, out_weight, out_bias, *feed_forward, y), strict=True))
-    arguments |= {**shared, "HIDDEN": hidden, "M": m, "N": n, "K": min(k, width)}
-    launch(project_feed_forward_kernel, triton.cdiv(rows, m), arguments, num_warps=warps, num_stages=stages)
+    tensors = (attended, x, out_weight.contiguous(), out_bias, norm_weight, norm_bias, up, up_bias, down, down_bias, y)
+    arguments = dict(zip(names, tensors, strict=True))
+    arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "HIDDEN": hidden, "EPS": _EPS}
+    arguments |= {"M": m, "N": n, "K": k, "STAGES": stages, "DESCRIPTORS": descriptors, "PRECISION": dot_precision(x)}
+
+    def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
+        moved, matrices = size(attended, x, y), size(up_weight, down_weight)
+        l2 = moved + tiles * matrices + (programs if k == width else tiles) * size(out_weight)
+        flop = 2 * rows * (out_weight.numel() + up_weight.numel() + down_weight.numel())
+        loops = (tiles / max(programs, 1), width // k, hidden // n)
+        return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + matrices + size(out_weight))
+
+    launch(project_feed_forward_kernel, programs, arguments, cost, num_warps=warps, num_stages=stages)
     return y

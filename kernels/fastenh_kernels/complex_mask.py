@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.launch import launch
+from fastenh_kernels.launch import Cost, launch, size
 
 _ACTIVATIONS = {"none": 0, "sigmoid": 1, "tanh": 2}
 _BLOCK = 512  # elements a program; 4 warps: 4 elements a thread, 16-byte loads of the spectrum
@@ -22,31 +22,35 @@ def _bounded(b_magnitude):
     return tl.where(b_magnitude < 0.1, b_series, b_tanh / tl.maximum(b_magnitude, 0.1))
 
 
-@triton.jit(do_not_specialize=["frames", "bins", "elements"])
+@triton.jit(do_not_specialize=["slow", "fast", "elements"])
 def complex_mask_kernel(
-    p_mask,  # (B, F, T), real; or (B, F, T, 2), real and imaginary part
-    p_spectrum,  # (B, F, T, 2)
-    p_out,  # (B, F, T, 2), contiguous
-    elements,  # B * F * T
-    bins,
-    frames,
+    p_mask,  # (B, slow, fast), real; or (B, slow, fast, 2), real and imaginary part
+    p_spectrum,  # (B, slow, fast, 2); slow and fast are F and T, or T and F, whichever is closer together
+    p_out,  # the same
+    elements,  # B * slow * fast
+    slow,
+    fast,
     s_mask_b,
-    s_mask_f,
-    s_mask_t,
+    s_mask_slow,
+    s_mask_fast,
     s_spectrum_b,
-    s_spectrum_f,
-    s_spectrum_t,
+    s_spectrum_slow,
+    s_spectrum_fast,
+    s_out_b,
+    s_out_slow,
+    s_out_fast,
     ACTIVATION: tl.constexpr,
     COMPLEX_MASK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m = o < elements
-    o_t = o % frames
-    o_f = (o // frames) % bins
-    o_b = o // frames // bins
-    o_mask = o_b * s_mask_b + o_f * s_mask_f + o_t * s_mask_t
-    o_spectrum = o_b * s_spectrum_b + o_f * s_spectrum_f + o_t * s_spectrum_t
+    o_fast = o % fast
+    o_slow = (o // fast) % slow
+    o_b = o // fast // slow
+    o_mask = o_b * s_mask_b + o_slow * s_mask_slow + o_fast * s_mask_fast
+    o_spectrum = o_b * s_spectrum_b + o_slow * s_spectrum_slow + o_fast * s_spectrum_fast
+    o_out = o_b * s_out_b + o_slow * s_out_slow + o_fast * s_out_fast
     b_re = tl.load(p_spectrum + o_spectrum, mask=m, other=0.0)
     b_im = tl.load(p_spectrum + o_spectrum + 1, mask=m, other=0.0)
     b_mask = tl.load(p_mask + o_mask, mask=m, other=0.0).to(tl.float32)
@@ -65,31 +69,44 @@ def complex_mask_kernel(
             b_mask = b_mask * _bounded(tl.abs(b_mask))
         b_out_re = b_re * b_mask
         b_out_im = b_im * b_mask
-    tl.store(p_out + 2 * o, b_out_re, mask=m)
-    tl.store(p_out + 2 * o + 1, b_out_im, mask=m)
+    tl.store(p_out + o_out, b_out_re, mask=m)
+    tl.store(p_out + o_out + 1, b_out_im, mask=m)
 
 
 def complex_mask(mask: Tensor, spectrum: Tensor, activation: str) -> Tensor:
-    """``activation(mask) * spectrum``: see ``fastenh.ops.complex_mask``. Any strides; the result is contiguous."""
+    """``activation(mask) * spectrum``: see ``fastenh.ops.complex_mask``. Any strides.
+
+    The result has the strides of the spectrum where that is dense. ``torch.stft`` lays bins side by side.
+    """
     if mask.is_complex() and activation == "sigmoid":
         raise ValueError("a complex mask takes the activation 'tanh' or 'none', not 'sigmoid'")
-    batch, bins, frames = spectrum.shape
-    out = torch.empty(spectrum.shape, dtype=spectrum.dtype, device=spectrum.device)
-    pairs = torch.view_as_real(spectrum)
+    out = torch.empty_like(spectrum)
+    pairs, out_pairs = torch.view_as_real(spectrum), torch.view_as_real(out)
     values = torch.view_as_real(mask) if mask.is_complex() else mask
-    elements = batch * bins * frames
+    elements = spectrum.numel()
+    order = (0, 2, 1) if spectrum.stride(1) < spectrum.stride(2) else (0, 1, 2)
     arguments = {
         "p_mask": values,
         "p_spectrum": pairs,
-        "p_out": torch.view_as_real(out),
+        "p_out": out_pairs,
         "elements": elements,
-        "bins": bins,
-        "frames": frames,
-        **dict(zip(("s_mask_b", "s_mask_f", "s_mask_t"), values.stride()[:3], strict=True)),
-        **dict(zip(("s_spectrum_b", "s_spectrum_f", "s_spectrum_t"), pairs.stride()[:3], strict=True)),
+        "slow": spectrum.shape[order[1]],
+        "fast": spectrum.shape[order[2]],
+        **_strides("mask", values, order),
+        **_strides("spectrum", pairs, order),
+        **_strides("out", out_pairs, order),
         "ACTIVATION": _ACTIVATIONS[activation],
         "COMPLEX_MASK": mask.is_complex(),
         "BLOCK": _BLOCK,
     }
-    launch(complex_mask_kernel, triton.cdiv(elements, _BLOCK), arguments, num_warps=4)
+
+    def cost() -> Cost:
+        moved = size(mask, spectrum, out)
+        return Cost((), flop=0, l2_bytes=moved, dram_bytes=moved)
+
+    launch(complex_mask_kernel, triton.cdiv(elements, _BLOCK), arguments, cost, num_warps=4)
     return out
+
+
+def _strides(name: str, tensor: Tensor, order: tuple[int, int, int]) -> dict[str, int]:
+    return {f"s_{name}_{part}": tensor.stride(axis) for part, axis in zip(("b", "slow", "fast"), order, strict=True)}

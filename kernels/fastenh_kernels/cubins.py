@@ -1,19 +1,21 @@
-"""What the compiler makes of every kernel, without a GPU: python -m fastenh_kernels.cubins [--arch sm_90 ...]
+"""What the compiler makes of every kernel, without a GPU: python -m fastenh_kernels.cubins [--arch sm_90] [--pipes]
 
 Each operation runs on meta tensors with its launches written down instead of done; every distinct launch is compiled
 for the asked architectures. The gate: no spilled registers, shared memory within the chip's limit, and a tensor-core
 instruction in every 16-bit kernel that multiplies matrices. Exit code 1 where it is not met.
+
+With --pipes: how busy the forward pass of dpt keeps each pipe of an SM, see ``pipes.py``. Estimated, not measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import json
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,25 +24,30 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-import fastenh_kernels
-from fastenh_kernels.launch import Launch, recording
+from fastenh_kernels.launch import Launch
+from fastenh_kernels.pipes import PIPES, Usage, usage
+from fastenh_kernels.shipped import forward_launches, shipped_launches
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
-_TYPES = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA)\b")
 _SPILL = re.compile(r"\b(LDL|STL)\b")
+_CLIPS = 64  # of the batch that the pipes are counted for
+_CLIP_SECONDS = 3
 
 
 @dataclass(frozen=True)
 class Cubin:
-    name: str
     arch: int
     registers: int
     spills: int  # instructions that move registers to and from local memory
     shared: int  # bytes
     tensor_core: int  # instructions
     multiplies: bool  # the kernel multiplies matrices of a 16-bit type
+    sass: str
 
     def faults(self) -> list[str]:
         found = []
@@ -53,49 +60,22 @@ class Cubin:
         return found
 
 
-def shipped_launches(dtype: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """A name and a launch for every kernel and configuration that the operations choose, on meta tensors."""
-    empty = functools.partial(torch.empty, device="meta")
-    spectrum = empty(4, 257, 188, dtype=torch.complex64)
-    cases = {f"complex_mask {a}": (fastenh_kernels.complex_mask, empty(4, 257, 188, dtype=dtype), spectrum, a)
-             for a in ("none", "sigmoid", "tanh")}  # fmt: skip
-    if dtype == torch.float32:
-        cases |= {f"complex_mask {a}, complex mask": (fastenh_kernels.complex_mask, spectrum, spectrum, a)
-                  for a in ("none", "tanh")}  # fmt: skip
-    for frames, bands in ((188, 65), (12, 33), (60, 129), (100, 257)):
-        qkv = empty(4, frames, bands, 384, dtype=dtype)
-        for axis in ("frequency", "time"):
-            length = bands if axis == "frequency" else frames
-            cases[f"axis_attention {length} of {axis}"] = (fastenh_kernels.axis_attention, qkv, 4, axis)
-    vector = empty(64)
-    z = empty(4, 188, 65, 3, 64, dtype=dtype)
-    cases["mask_head"] = (fastenh_kernels.mask_head, z, vector, vector, vector, empty(1), spectrum)
-    shapes = [(128,), (128,), (384, 128), (384,), (128, 128), (128,)]
-    shapes += [(128,), (128,), (512, 128), (512,), (128, 512), (128,)]
-    layer = [empty(shape, dtype=dtype if len(shape) == 2 else torch.float32) for shape in shapes]
-    x = empty(4, 188, 65, 128, dtype=dtype)
-    cases["axis_layer"] = (fastenh_kernels.axis_layer, x, layer, 4, "frequency")
-    cases["decoder_taps"] = (fastenh_kernels.decoder_taps, x, empty(64, 128, 3, 3))
-    cases["encoder_front"] = (fastenh_kernels.encoder_front, spectrum, empty(32, 1, 3, 3, dtype=dtype), empty(32))
-    for name, (function, *arguments) in cases.items():
-        with recording() as launches:
-            function(*arguments)
-        for launch in launches:
-            yield f"{name}: {launch.kernel.fn.__name__.removesuffix('_kernel')}" if len(launches) > 1 else name, launch
-
-
-def compile_launch(name: str, launch: Launch, arch: int, dtype: torch.dtype) -> Cubin:
+def compile_launch(launch: Launch, arch: int) -> Cubin:
     """Compile as the launcher would: the same types, constants and divisibility by 16."""
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
     attributes: dict[tuple[int], list[list[Any]]] = {}
+    types = set()
     for index, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
         if parameter.is_constexpr or (_specialised(parameter, value) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(index,)] = value
+        elif isinstance(value, TensorDescriptor):
+            signature[parameter.name] = f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = _TYPES[value.dtype]
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+            types.add(value.dtype)
             attributes[(index,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
@@ -106,13 +86,13 @@ def compile_launch(name: str, launch: Launch, arch: int, dtype: torch.dtype) -> 
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, sass = _disassemble(compiled.asm["cubin"])
     return Cubin(
-        name=f"{name}, {str(dtype).removeprefix('torch.')}",
         arch=arch,
         registers=registers,
         spills=len(_SPILL.findall(sass)),
         shared=compiled.metadata.shared,
         tensor_core=len(_TENSOR_CORE.findall(sass)),
-        multiplies=dtype != torch.float32 and "tt.dot" in compiled.asm["ttir"],
+        multiplies=bool(types & {torch.float16, torch.bfloat16}) and "tt.dot" in compiled.asm["ttir"],
+        sass=sass,
     )
 
 
@@ -126,28 +106,79 @@ def _disassemble(cubin: bytes) -> tuple[int, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        usage, sass = (
+        registers, sass = (
             subprocess.run([tools / tool, option, path], capture_output=True, text=True, check=True).stdout
             for tool, option in (("cuobjdump", "--dump-resource-usage"), ("nvdisasm", "-c"))
         )
-    return int(re.search(r"REG:(\d+)", usage)[1]), sass
+    return int(re.search(r"REG:(\d+)", registers)[1]), sass
+
+
+def gate(arches: Sequence[int]) -> int:
+    """Print a line for every kernel; returns how many fail."""
+    faulty = 0
+    print(f"triton {triton.__version__}\n{'kernel':52} {'arch':6} {'reg':>4} {'spills':>6} {'shared':>7} {'mma':>4}")
+    for arch in arches:
+        for dtype in _DTYPES:
+            for name, launch in shipped_launches(dtype, arch):
+                cubin = compile_launch(launch, arch)
+                figures = f"{cubin.registers:4} {cubin.spills:6} {cubin.shared:7} {cubin.tensor_core:4}"
+                label = f"{name}, {str(dtype).removeprefix('torch.')}"
+                print(f"{label:52} sm_{arch:<3} {figures} {'; '.join(cubin.faults())}", flush=True)
+                faulty += bool(cubin.faults())
+    print(f"{faulty} kernels fail the gate" if faulty else "every kernel passes the gate")
+    return faulty
+
+
+def forward_usage(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, Launch, Usage]]:
+    """Name, launch and pipes of every step of the forward pass, for one of many clips of 3 s, on sm_90."""
+    cubins: dict[str, Cubin] = {}
+    steps = []
+    for name, launch in forward_launches(dtype, _CLIPS):
+        key = f"{launch.kernel.fn.__name__} {launch.arguments}"  # layers of an axis share their code
+        key = re.sub(r"tensor\(.*?\)", "", key)
+        if key not in cubins:
+            cubins[key] = compile_launch(launch, 90)
+        steps.append((name, launch, usage(cubins[key].sass, launch, 1 / _CLIPS)))
+    return steps
+
+
+def pipes(path: str | None) -> None:
+    """Print the table of the forward pass; write it to ``path``, too."""
+    print(f"triton {triton.__version__}; microseconds for a 3 s clip in a large batch, bfloat16, sm_90, estimated")
+    print(f"{'launch':40} {'GFLOP':>6} {'pad':>5} " + " ".join(f"{pipe[:8]:>8}" for pipe in PIPES) + "  H100dram  bound  estimate")
+    rows = []
+    for name, launch, use in forward_usage():
+        asked = launch.cost.flop / _CLIPS
+        padding = use.tensor_flop / asked if asked else 1.0
+        columns = " ".join(f"{use.microseconds[pipe]:8.2f}" for pipe in PIPES)
+        print(f"{name:40} {asked / 1e9:6.2f} {padding:5.2f} {columns} {use.dram_h100:9.2f} {use.bound:6.2f} {use.estimate:9.2f}", flush=True)
+        row = {"name": name, "kernel": launch.kernel.fn.__name__, "flop": asked, "tensor_flop": use.tensor_flop}
+        row |= {"dram_bytes": use.dram_bytes, "pipes_us": use.microseconds, "bound_us": use.bound}
+        rows.append(row | {"busiest": use.busiest, "estimated_us": use.estimate})
+    bound, estimate = (sum(row[key] for row in rows) for key in ("bound_us", "estimated_us"))
+    realtime = _CLIP_SECONDS * 1e6 / estimate
+    if path:
+        summary = {"arch": "sm_90", "triton": triton.__version__, "measured": False, "clip_seconds": _CLIP_SECONDS}
+        summary |= {"bound_us": bound, "estimated_us": estimate, "x_realtime": realtime, "launches": rows}
+        Path(path).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(f"forward: bound {bound:.1f} us, estimate {estimate:.1f} us, {realtime:,.0f} x real time (sm_90, estimated)")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fastenh_kernels.cubins", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", choices=[f"sm_{arch}" for arch in SHARED_MEMORY])
-    chosen = parser.parse_args().arch or [f"sm_{arch}" for arch in SHARED_MEMORY]
-    faulty = 0
-    print(f"triton {triton.__version__}\n{'kernel':52} {'arch':6} {'reg':>4} {'spills':>6} {'shared':>7} {'mma':>4}")
-    for arch in (int(name.removeprefix("sm_")) for name in chosen):
-        for dtype in _TYPES:
-            for name, launch in shipped_launches(dtype):
-                cubin = compile_launch(name, launch, arch, dtype)
-                figures = f"{cubin.registers:4} {cubin.spills:6} {cubin.shared:7} {cubin.tensor_core:4}"
-                print(f"{cubin.name:52} sm_{arch:<3} {figures} {'; '.join(cubin.faults())}", flush=True)
-                faulty += bool(cubin.faults())
-    print(f"{faulty} kernels fail the gate" if faulty else "every kernel passes the gate")
-    return 1 if faulty else 0
+    parser.add_argument("--pipes", action="store_true", help="count the pipes of the forward pass (sm_90)")
+    parser.add_argument("--json", metavar="FILE", help="with --pipes: write the figures to FILE, too")
+    options = parser.parse_args()
+    if options.pipes:
+        if options.arch and options.arch != ["sm_90"]:
+            parser.error("--pipes: the rates of the pipes are known for sm_90 alone")
+        pipes(options.json)
+        return 0
+    if options.json:
+        parser.error("--json: goes with --pipes")
+    arches = [int(name.removeprefix("sm_")) for name in options.arch or [f"sm_{arch}" for arch in SHARED_MEMORY]]
+    return 1 if gate(arches) else 0
 
 
 if __name__ == "__main__":

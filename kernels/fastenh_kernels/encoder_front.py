@@ -1,7 +1,8 @@
-"""log1p|X| and the first 3x3 convolution, stride 2 along frequency: nine magnitudes in registers for each output.
+"""log1p|X| and the first 3x3 convolution, stride 2 along frequency, walking along time.
 
-The spectrum is read nine times over, from the caches: neighbouring outputs share all but a column of it. Of DRAM
-traffic there is the spectrum once and the output once.
+A program holds the weights and a tile of (clip, band) rows. It computes the three features of a row once a frame and
+adds them to the sums of three output frames. The spectrum of a frame is read from DRAM once; neighbouring bands share
+it in the caches.
 """
 
 from __future__ import annotations
@@ -11,52 +12,80 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.launch import launch
+from fastenh_kernels.launch import Cost, chunk_of, launch, size
 
-_BANDS = 32  # a program, of one frame
+_ROWS, _WARPS = 128, 4  # of a program
 
 
-@triton.jit(do_not_specialize=["frames", "blocks"])
+@triton.jit
+def _feature(p_x, m):
+    """log(1 + |x|) of [M] interleaved complex values."""
+    b_re = tl.load(p_x, mask=m, other=0.0)
+    b_im = tl.load(p_x + 1, mask=m, other=0.0)
+    b_magnitude = tl.sqrt(b_re * b_re + b_im * b_im)
+    # log(1 + m) loses the digits of a small m: its series there (error below m^5 / 5)
+    b_series = b_magnitude * (1 - b_magnitude * (0.5 - b_magnitude * (1.0 / 3 - b_magnitude * 0.25)))
+    return tl.where(b_magnitude < 0.01, b_series, tl.log(1.0 + b_magnitude))[:, None]
+
+
+@triton.jit
+def _weights(p_weight, o_c, tap: tl.constexpr):
+    """Three [1, C]: the frequency taps of a time tap."""
+    b_low = tl.load(p_weight + o_c * 9 + tap).to(tl.float32)[None, :]
+    b_mid = tl.load(p_weight + o_c * 9 + 3 + tap).to(tl.float32)[None, :]
+    b_high = tl.load(p_weight + o_c * 9 + 6 + tap).to(tl.float32)[None, :]
+    return b_low, b_mid, b_high
+
+
+@triton.jit(do_not_specialize=["rows", "frames", "chunk", "tiles"])
 def encoder_front_kernel(
     p_spectrum,  # (B, bins, T, 2) by strides
     p_weight,  # (C, 3 frequency taps, 3 time taps)
     p_bias,  # (C,)
     p_out,  # (B, T, bands, C), contiguous
+    rows,  # B * bands
     frames,
-    blocks,
+    chunk,
+    tiles,
     s_b,
     s_f,
     s_t,
     BINS: tl.constexpr,
     BANDS: tl.constexpr,
     C: tl.constexpr,
-    N: tl.constexpr,
+    M: tl.constexpr,
+    RELU: tl.constexpr,
 ):
-    i_block = tl.program_id(0) % blocks
-    i_frame = (tl.program_id(0) // blocks).to(tl.int64)
-    i_b, i_t = i_frame // frames, i_frame % frames
-    o_band = i_block * N + tl.arange(0, N)
+    first = tl.program_id(0) // tiles * chunk
+    last = tl.minimum(first + chunk, frames)
+    o_row = tl.program_id(0) % tiles * M + tl.arange(0, M)
+    o_b, o_band = (o_row // BANDS).to(tl.int64), o_row % BANDS
     o_c = tl.arange(0, C)
-    b_out = tl.zeros([N, C], tl.float32) + tl.load(p_bias + o_c).to(tl.float32)[None, :]
-    for tap in tl.static_range(9):
-        o_f = 2 * o_band + (tap // 3 - 1)
-        i_frame_of_tap = i_t + (tap % 3 - 1)
-        m_f = (o_f >= 0) & (o_f < BINS) & (i_frame_of_tap >= 0) & (i_frame_of_tap < frames)
-        p_x = p_spectrum + i_b * s_b + o_f.to(tl.int64) * s_f + i_frame_of_tap * s_t
-        b_re = tl.load(p_x, mask=m_f, other=0.0)
-        b_im = tl.load(p_x + 1, mask=m_f, other=0.0)
-        b_power = b_re * b_re + b_im * b_im
-        b_magnitude = tl.sqrt(b_power)
-        # log(1 + m) loses the digits of a small m: its series there (error below m^5 / 5)
-        b_series = b_magnitude * (1 - b_magnitude * (0.5 - b_magnitude * (1.0 / 3 - b_magnitude * 0.25)))
-        b_feature = tl.where(b_magnitude < 0.01, b_series, tl.log(1.0 + b_magnitude))  # [N]
-        b_weight = tl.load(p_weight + o_c * 9 + tap).to(tl.float32)  # [C]
-        b_out += b_feature[:, None] * b_weight[None, :]
-    p_o = p_out + (i_frame * BANDS + o_band[:, None]) * C + o_c[None, :]
-    tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=o_band[:, None] < BANDS)
+    b_bias = tl.load(p_bias + o_c).to(tl.float32)[None, :]
+    b_before0, b_before1, b_before2 = _weights(p_weight, o_c, 0)
+    b_own0, b_own1, b_own2 = _weights(p_weight, o_c, 1)
+    b_behind0, b_behind1, b_behind2 = _weights(p_weight, o_c, 2)
+    p_x = p_spectrum + o_b * s_b + 2 * o_band.to(tl.int64) * s_f
+    p_y = p_out + (o_b * frames * (BANDS * C) + o_band * C)[:, None] + o_c[None, :]
+    m_rows = o_row < rows
+    b_out = tl.zeros([M, C], tl.float32) + b_bias  # of the frame before t
+    b_next = b_out  # of frame t
+    for t in tl.range(first - 1, last + 1):
+        m = m_rows & (t >= 0) & (t < frames)
+        p_t = p_x + t.to(tl.int64) * s_t
+        b_0 = _feature(p_t - s_f, m & (o_band > 0))  # [M, 1]
+        b_1 = _feature(p_t, m)
+        b_2 = _feature(p_t + s_f, m & (2 * o_band + 1 < BINS))
+        b_out += b_0 * b_behind0 + b_1 * b_behind1 + b_2 * b_behind2
+        if RELU:
+            b_out = tl.maximum(b_out, 0.0)
+        p_o = p_y + (t - 1).to(tl.int64) * (BANDS * C)
+        tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=(m_rows & (t > first))[:, None])
+        b_out = b_next + b_0 * b_own0 + b_1 * b_own1 + b_2 * b_own2
+        b_next = b_0 * b_before0 + b_1 * b_before1 + b_2 * b_before2 + b_bias
 
 
-def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     """See ``fastenh.ops.encoder_front``; the result has the dtype of ``weight``.
 
     Raises ``ValueError`` unless the channels are a power of two.
@@ -68,19 +97,29 @@ def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     bands = (bins + 1) // 2
     pairs = torch.view_as_real(spectrum)
     out = torch.empty(batch, frames, bands, channels, dtype=weight.dtype, device=spectrum.device)
-    blocks = triton.cdiv(bands, _BANDS)
+    tiles = triton.cdiv(batch * bands, _ROWS)
+    chunk = chunk_of(frames, tiles, spectrum.device)
+    chunks = triton.cdiv(frames, chunk)
     arguments = {
         "p_spectrum": pairs,
         "p_weight": weight.contiguous(),
         "p_bias": bias,
         "p_out": out,
+        "rows": batch * bands,
         "frames": frames,
-        "blocks": blocks,
+        "chunk": chunk,
+        "tiles": tiles,
         **dict(zip(("s_b", "s_f", "s_t"), pairs.stride()[:3], strict=True)),
         "BINS": bins,
         "BANDS": bands,
         "C": channels,
-        "N": _BANDS,
+        "M": _ROWS,
+        "RELU": relu,
     }
-    launch(encoder_front_kernel, batch * frames * blocks, arguments, num_warps=4)
+
+    def cost() -> Cost:  # a row reads three bins of a frame, two of them its own
+        l2 = 1.5 * size(spectrum) * (frames + 2 * chunks) / max(frames, 1) + size(out)
+        return Cost(((frames + 2 * chunks) / max(chunks, 1),), flop=0, l2_bytes=l2, dram_bytes=size(spectrum, out))
+
+    launch(encoder_front_kernel, tiles * chunks, arguments, cost, num_warps=_WARPS, num_stages=1)
     return out

@@ -1,104 +1,152 @@
 """From the decoder's commuted features to the enhanced spectrum, in one pass.
 
-A program takes 64 bins of one frame: for each of three frequency taps it reads the two bands between which the bin
-lies, interpolates, and adds; then scale, shift, ReLU, the dot product with 64 weights, sigmoid, and the product with
-the spectrum. The upsampled tensor (B, 64, 257, T) is never made: a frame costs 25 kB of z and 4 kB of spectrum (16 bit,
-64 channels).
+Upsampling and the sum over the frequency taps are one linear map along frequency, (bins, 3 x bands), with at most six
+entries a row: 64 neighbouring bins draw on 64 neighbouring rows of z. So a program keeps a 64 x 64 block of the map on
+chip, takes a frame after the other, multiplies its 64 x 64 block of z, and goes on in registers: scale, shift, ReLU,
+the dot product with 64 weights, sigmoid, the product with the spectrum. The upsampled tensor (B, 64, 257, T) is never
+made. The entries of the map have the dtype of z.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.launch import launch
+from fastenh_kernels.launch import Cost, dot_precision, launch, size
 
-_BINS = 64  # a program
-_WARPS = 8
+_BINS = 64  # of a program
+_FRAMES = 16  # of a program
 
 
-@triton.jit(do_not_specialize=["frames", "blocks"])
+@triton.jit(do_not_specialize=["frames", "total", "blocks"])
 def mask_head_kernel(
-    p_z,  # (B, T, F, 3, C), contiguous
+    p_z,  # (B, T, 3 * BANDS, C), contiguous
+    p_map,  # (blocks, N, K)
+    p_starts,  # (blocks,), first row of z of a block
     p_scale,  # (C,)
     p_shift,  # (C,)
     p_weight,  # (C,)
     p_bias,  # (1,)
     p_spectrum,  # (B, bins, T, 2) by strides
-    p_out,  # (B, bins, T, 2), contiguous
+    p_out,  # the same
     frames,
+    total,  # B * T
     blocks,
     s_b,
     s_f,
     s_t,
-    BANDS: tl.constexpr,
+    s_out_b,
+    s_out_f,
+    s_out_t,
+    ROWS: tl.constexpr,  # 3 * BANDS
     BINS: tl.constexpr,
     C: tl.constexpr,
     N: tl.constexpr,
+    K: tl.constexpr,
+    FRAMES: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
     i_block = tl.program_id(0) % blocks
-    i_frame = (tl.program_id(0) // blocks).to(tl.int64)
-    i_b, i_t = i_frame // frames, i_frame % frames
+    first = tl.program_id(0) // blocks * FRAMES
     o_f = i_block * N + tl.arange(0, N)
     o_c = tl.arange(0, C)
-    p_z += i_frame * (BANDS * 3 * C)
-    b_sum = tl.zeros([N, C], tl.float32)
-    for tap in tl.static_range(3):
-        o_row = o_f + (tap - 1)
-        m_row = (o_row >= 0) & (o_row < BINS)
-        # (row + 1/2) BANDS / BINS - 1/2 as a fraction of integers: its float32 form loses six bits of the share
-        o_position = tl.maximum((2 * o_row + 1) * BANDS - BINS, 0)
-        o_low = o_position // (2 * BINS)
-        o_high = tl.minimum(o_low + 1, BANDS - 1)
-        b_share = (o_position - o_low * (2 * BINS)).to(tl.float32) / (2 * BINS)
-        p_tap = p_z + tap * C + o_c[None, :]
-        b_low = tl.load(p_tap + o_low[:, None] * (3 * C), mask=m_row[:, None], other=0.0).to(tl.float32)  # [N, C]
-        b_high = tl.load(p_tap + o_high[:, None] * (3 * C), mask=m_row[:, None], other=0.0).to(tl.float32)
-        b_sum += b_low + (b_high - b_low) * b_share[:, None]
-    b_scale = tl.load(p_scale + o_c).to(tl.float32)
-    b_shift = tl.load(p_shift + o_c).to(tl.float32)
-    b_weight = tl.load(p_weight + o_c).to(tl.float32)
-    b_hidden = tl.maximum(b_sum * b_scale[None, :] + b_shift[None, :], 0.0)
-    b_logit = tl.sum(b_hidden * b_weight[None, :], 1) + tl.load(p_bias).to(tl.float32)
-    b_mask = 1.0 / (1.0 + tl.exp(-b_logit))
-    m_f = o_f < BINS
-    o_spectrum = i_b * s_b + o_f.to(tl.int64) * s_f + i_t * s_t
-    o_out = ((i_b * BINS + o_f) * frames + i_t) * 2
-    b_re = tl.load(p_spectrum + o_spectrum, mask=m_f, other=0.0)
-    b_im = tl.load(p_spectrum + o_spectrum + 1, mask=m_f, other=0.0)
-    tl.store(p_out + o_out, b_re * b_mask, mask=m_f)
-    tl.store(p_out + o_out + 1, b_im * b_mask, mask=m_f)
+    o_k = tl.arange(0, K)
+    o_row = tl.load(p_starts + i_block) + o_k
+    b_map = tl.load(p_map + o_f[:, None] * K + o_k[None, :])  # [N, K]
+    b_scale = tl.load(p_scale + o_c).to(tl.float32)[None, :]
+    b_shift = tl.load(p_shift + o_c).to(tl.float32)[None, :]
+    b_weight = tl.load(p_weight + o_c).to(tl.float32)[None, :]
+    b_bias = tl.load(p_bias).to(tl.float32)
+    p_rows = p_z + o_row[:, None] * C + o_c[None, :]
+    p_x = p_spectrum + o_f.to(tl.int64) * s_f
+    p_y = p_out + o_f.to(tl.int64) * s_out_f
+    for i_frame in tl.range(first, tl.minimum(first + FRAMES, total)):
+        p_frame = p_rows + i_frame.to(tl.int64) * (ROWS * C)
+        b_z = tl.load(p_frame, mask=(o_row < ROWS)[:, None], other=0.0)  # [K, C]
+        b_up = tl.dot(b_map, b_z, input_precision=PRECISION)  # [N, C]
+        b_hidden = tl.maximum(b_up * b_scale + b_shift, 0.0)
+        b_logit = tl.sum(b_hidden * b_weight, 1) + b_bias
+        b_mask = 1.0 / (1.0 + tl.exp(-b_logit))
+        i_b, i_t = (i_frame // frames).to(tl.int64), (i_frame % frames).to(tl.int64)
+        o_x = i_b * s_b + i_t * s_t
+        b_re = tl.load(p_x + o_x, mask=o_f < BINS, other=0.0)
+        b_im = tl.load(p_x + o_x + 1, mask=o_f < BINS, other=0.0)
+        o_y = i_b * s_out_b + i_t * s_out_t
+        tl.store(p_y + o_y, b_re * b_mask, mask=o_f < BINS)
+        tl.store(p_y + o_y + 1, b_im * b_mask, mask=o_f < BINS)
 
 
 def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
-    """See ``fastenh.ops.mask_head``. z must hold a power of two of channels; the result is contiguous.
+    """See ``fastenh.ops.mask_head``. The result has the strides of the spectrum where that is dense.
 
-    Raises ``ValueError`` for other channel counts.
+    Raises ``ValueError`` unless z holds a power of two of channels from 16 on.
     """
-    batch, frames, bands, _, channels = z.shape
-    if channels & (channels - 1):
-        raise ValueError(f"{channels} channels: the kernel takes a power of two")
+    batch, frames, bands, taps, channels = z.shape
+    if channels & (channels - 1) or channels < 16:
+        raise ValueError(f"{channels} channels: the kernel takes a power of two from 16 on")
     bins = spectrum.shape[1]
-    out = torch.empty(spectrum.shape, dtype=spectrum.dtype, device=spectrum.device)
-    pairs = torch.view_as_real(spectrum)
-    blocks = triton.cdiv(bins, _BINS)
+    out = torch.empty_like(spectrum)
+    pairs, out_pairs = torch.view_as_real(spectrum), torch.view_as_real(out)
+    table, starts = upsampling_blocks(bands, bins, z.dtype, z.device)
+    blocks, _, inner = table.shape
+    groups = triton.cdiv(batch * frames, _FRAMES)
     arguments = {
         "p_z": z.contiguous(),
+        "p_map": table,
+        "p_starts": starts,
         "p_scale": scale,
         "p_shift": shift,
         "p_weight": weight.reshape(-1),
         "p_bias": bias,
         "p_spectrum": pairs,
-        "p_out": torch.view_as_real(out),
+        "p_out": out_pairs,
         "frames": frames,
+        "total": batch * frames,
         "blocks": blocks,
         **dict(zip(("s_b", "s_f", "s_t"), pairs.stride()[:3], strict=True)),
-        "BANDS": bands,
+        **dict(zip(("s_out_b", "s_out_f", "s_out_t"), out_pairs.stride()[:3], strict=True)),
+        "ROWS": taps * bands,
         "BINS": bins,
         "C": channels,
         "N": _BINS,
+        "K": inner,
+        "FRAMES": _FRAMES,
+        "PRECISION": dot_precision(z),
     }
-    launch(mask_head_kernel, batch * frames * blocks, arguments, num_warps=_WARPS)
+
+    def cost() -> Cost:  # blocks overlap in z
+        flop = 2 * batch * frames * bins * 6 * channels  # of the entries that are not zero
+        read = batch * frames * blocks * inner * channels * z.element_size()
+        l2 = read + groups * size(table) + size(spectrum, out)
+        return Cost((min(_FRAMES, batch * frames),), flop, l2_bytes=l2, dram_bytes=size(z, spectrum, out))
+
+    launch(mask_head_kernel, blocks * groups, arguments, cost, num_warps=4)
     return out
+
+
+@lru_cache(maxsize=16)
+def upsampling_blocks(bands: int, bins: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The linear map from (band, tap) to bins in blocks of 64 bins: (blocks, 64, K), and each block's first row.
+
+    Bin f takes row f + k - 1 of the upsampled tap k (rows outside are zero): a band b at distance d from the row's
+    position among the bands weighs max(0, 1 - d), the first and last band on to the edges (align_corners=False).
+    """
+    row = torch.arange(bins)[:, None] + torch.arange(-1, 2)  # (bins, taps)
+    position = ((row.double() + 0.5) * bands / bins - 0.5).clamp(0, bands - 1)
+    weights = (1 - (position[..., None] - torch.arange(bands)).abs()).clamp_min(0)  # (bins, taps, bands)
+    weights = weights * ((row >= 0) & (row < bins))[..., None]
+    matrix = weights.transpose(1, 2).flatten(1)  # (bins, bands * taps)
+    blocks = triton.cdiv(bins, _BINS)
+    matrix = torch.cat([matrix, matrix.new_zeros(blocks * _BINS - bins, matrix.shape[1])]).view(blocks, _BINS, -1)
+    used = matrix.abs().amax(1) > 0  # (blocks, bands * taps)
+    first = used.int().argmax(1)
+    last = matrix.shape[2] - 1 - used.flip(1).int().argmax(1)
+    inner = max(16, triton.next_power_of_2(int((last - first).max()) + 1))
+    starts = first.clamp_max(max(0, matrix.shape[2] - inner))
+    padded = torch.nn.functional.pad(matrix, (0, inner))
+    columns = (starts[:, None] + torch.arange(inner))[:, None, :].expand(-1, _BINS, -1)
+    return padded.gather(2, columns).to(device=device, dtype=dtype), starts.int().to(device)

@@ -1,0 +1,76 @@
+"""The launches that the operations make, written down on meta tensors: what is compiled, checked and counted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+import fastenh_kernels
+from fastenh_kernels.launch import Launch, recording
+
+CLIP_FRAMES = 188  # of 3 s at 16 kHz, hop 256
+_empty = functools.partial(torch.empty, device="meta")
+Case = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str, Launch]]:
+    """A name and a launch for every kernel and configuration that the operations choose."""
+    spectrum = _empty(4, 257, CLIP_FRAMES, dtype=torch.complex64)
+    real = _empty(4, 257, CLIP_FRAMES, dtype=dtype)
+    cases = {f"complex_mask {a}": (fastenh_kernels.complex_mask, (real, spectrum, a)) for a in ("none", "sigmoid", "tanh")}
+    if dtype == torch.float32:
+        for a in ("none", "tanh"):
+            cases[f"complex_mask {a}, complex mask"] = (fastenh_kernels.complex_mask, (spectrum, spectrum, a))
+    for frames, bands in ((CLIP_FRAMES, 65), (12, 33), (60, 129), (100, 257)):
+        qkv = _empty(4, frames, bands, 384, dtype=dtype)
+        for axis in ("frequency", "time"):
+            length = bands if axis == "frequency" else frames
+            cases[f"axis_attention {length} of {axis}"] = (fastenh_kernels.axis_attention, (qkv, 4, axis))
+    for frames in (60, 120, 400):
+        x = _empty(4, frames, 65, 128, dtype=dtype)
+        cases[f"axis_layer {frames} of time"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, "time"))
+    yield from _record(cases | forward_cases(dtype, 4), capability)
+
+
+def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
+    """A name and a launch for every step of the forward pass of ``dpt`` on clips of 3 s, in order.
+
+    That the model makes these launches, and no others, is a test of the project.
+    """
+    yield from _record(forward_cases(dtype, clips), capability)
+
+
+def forward_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    bins, bands, channels, front, head = 257, 65, 128, 32, 64
+    spectrum = _empty(clips, CLIP_FRAMES, bins, dtype=torch.complex64).transpose(1, 2)  # as torch.stft lays it
+    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
+    wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
+    z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
+    vector = _empty(head)
+    cases: dict[str, Case] = {
+        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, _empty(front, 1, 3, 3, dtype=dtype), _empty(front), True)),
+        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, _empty(3, 3 * front, channels, dtype=dtype), _empty(channels), True)),
+    }  # fmt: skip
+    for number, axis in enumerate(("frequency", "time") * 2, 1):
+        cases[f"layer {number}, {axis}"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, axis))
+    matrix = _empty(3, channels, 3 * head, dtype=dtype)
+    cases["decoder_taps"] = (fastenh_kernels.decoder_taps, (x, x, matrix))
+    cases["mask_head"] = (fastenh_kernels.mask_head, (z, vector, vector, vector, _empty(1), spectrum))
+    return cases
+
+
+def _layer_weights(dtype: torch.dtype) -> list[torch.Tensor]:
+    shapes = [(128,), (128,), (384, 128), (384,), (128, 128), (128,)]
+    shapes += [(128,), (128,), (512, 128), (512,), (128, 512), (128,)]
+    return [_empty(shape, dtype=dtype if len(shape) == 2 else torch.float32) for shape in shapes]
+
+
+def _record(cases: dict[str, Case], capability: int) -> Iterator[tuple[str, Launch]]:
+    for name, (function, arguments) in cases.items():
+        with recording(capability) as launches:
+            function(*arguments)
+        for launch in launches:
+            yield f"{name}: {launch.kernel.fn.__name__.removesuffix('_kernel')}" if len(launches) > 1 else name, launch

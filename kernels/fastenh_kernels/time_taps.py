@@ -1,0 +1,184 @@
+"""Convolutions of three time taps as matrix products that walk along time: ``encoder_conv`` and ``decoder_taps``.
+
+A program holds the three matrices on chip and a tile of (clip, band) rows. It reads a frame of them once, adds it to
+the sums of three output frames (the one behind it, its own, the one before it), and writes the sum that is complete:
+no row is read three times, and the matrices are read once a program instead of once a tile. The frequency taps of the
+encoder's convolution lie side by side in a frame: its row of 3 x 32 channels starts a band before.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.launch import Cost, capability, chunk_of, dot_precision, launch, size
+
+
+@triton.jit
+def _load_matrices(p_matrix, o_k, o_n, USED: tl.constexpr, OUT: tl.constexpr):
+    """Three [K, N]."""
+    p_tap = p_matrix + o_k[:, None] * OUT + o_n[None, :]
+    m = (o_k < USED)[:, None] & (o_n < OUT)[None, :]
+    b_before = tl.load(p_tap, mask=m, other=0.0)
+    b_own = tl.load(p_tap + USED * OUT, mask=m, other=0.0)
+    b_behind = tl.load(p_tap + 2 * USED * OUT, mask=m, other=0.0)
+    return b_before, b_own, b_behind
+
+
+@triton.jit
+def _finish(p_out, b_out, p_bias, o_n, m_rows, OUT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr):
+    m_n = o_n < OUT
+    if BIAS:
+        b_out += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+    if RELU:
+        b_out = tl.maximum(b_out, 0.0)
+    tl.store(p_out + o_n[None, :], b_out.to(p_out.dtype.element_ty), mask=m_rows[:, None] & m_n[None, :])
+
+
+@triton.jit(do_not_specialize=["rows", "frames", "chunk", "tiles"])
+def time_taps_kernel(
+    p_x,  # (B, T, LIMIT), contiguous
+    p_skip,  # the same, added to x
+    p_matrix,  # (3 time taps, USED, OUT)
+    p_bias,  # (OUT,)
+    p_out,  # (B, T, BANDS, OUT), contiguous
+    rows,  # B * BANDS
+    frames,
+    chunk,
+    tiles,
+    BANDS: tl.constexpr,
+    STEP: tl.constexpr,  # from a band's values to the next one's
+    START: tl.constexpr,  # of the first band's
+    LIMIT: tl.constexpr,  # values of a frame
+    USED: tl.constexpr,  # values of a row
+    OUT: tl.constexpr,
+    COLUMNS: tl.constexpr,  # programs that share the columns
+    M: tl.constexpr,
+    K: tl.constexpr,
+    N0: tl.constexpr,
+    N1: tl.constexpr,
+    SKIP: tl.constexpr,
+    BIAS: tl.constexpr,
+    RELU: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_column = tl.program_id(0) % COLUMNS
+    i_tile = tl.program_id(0) // COLUMNS % tiles
+    first = tl.program_id(0) // COLUMNS // tiles * chunk
+    last = tl.minimum(first + chunk, frames)
+    o_row = i_tile * M + tl.arange(0, M)
+    o_b, o_f = (o_row // BANDS).to(tl.int64) * frames, o_row % BANDS
+    m_rows = o_row < rows
+    o_k = tl.arange(0, K)
+    o_x = (o_f * STEP + START)[:, None] + o_k[None, :]
+    m_x = m_rows[:, None] & (o_x >= 0) & (o_x < LIMIT) & (o_k < USED)[None, :]
+    o_x = (o_b * LIMIT)[:, None] + o_x
+    p_y = p_out + (o_b * (BANDS * OUT) + o_f * OUT)[:, None]
+    o_0 = i_column * (N0 + N1) + tl.arange(0, N0)
+    b_before0, b_own0, b_behind0 = _load_matrices(p_matrix, o_k, o_0, USED, OUT)
+    b_out0 = tl.zeros([M, N0], tl.float32)  # of the frame before t
+    b_next0 = tl.zeros([M, N0], tl.float32)  # of frame t
+    if N1 > 0:
+        o_1 = i_column * (N0 + N1) + N0 + tl.arange(0, N1)
+        b_before1, b_own1, b_behind1 = _load_matrices(p_matrix, o_k, o_1, USED, OUT)
+        b_out1 = tl.zeros([M, N1], tl.float32)
+        b_next1 = tl.zeros([M, N1], tl.float32)
+    for t in tl.range(first - 1, last + 1):
+        m_t = m_x & (t >= 0) & (t < frames)
+        o_t = t.to(tl.int64) * LIMIT
+        b_x = tl.load(p_x + o_t + o_x, mask=m_t, other=0.0)  # [M, K]
+        if SKIP:
+            b_x += tl.load(p_skip + o_t + o_x, mask=m_t, other=0.0)
+        p_t = p_y + (t - 1).to(tl.int64) * (BANDS * OUT)
+        m_out = m_rows & (t > first)
+        b_out0 = tl.dot(b_x, b_behind0, b_out0, input_precision=PRECISION)
+        _finish(p_t, b_out0, p_bias, o_0, m_out, OUT, BIAS, RELU)
+        b_out0 = tl.dot(b_x, b_own0, b_next0, input_precision=PRECISION)
+        b_next0 = tl.dot(b_x, b_before0, input_precision=PRECISION)
+        if N1 > 0:
+            b_out1 = tl.dot(b_x, b_behind1, b_out1, input_precision=PRECISION)
+            _finish(p_t, b_out1, p_bias, o_1, m_out, OUT, BIAS, RELU)
+            b_out1 = tl.dot(b_x, b_own1, b_next1, input_precision=PRECISION)
+            b_next1 = tl.dot(b_x, b_before1, input_precision=PRECISION)
+
+
+def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """See ``fastenh.ops.encoder_conv``. (B, T, F, C), (3, 3C, C') -> (B, T, (F + 1) // 2, C').
+
+    Raises ``ValueError`` for more than 42 channels (a row of three must fit 128 values).
+    """
+    batch, frames, bands, channels = x.shape
+    row = {"STEP": 2 * channels, "START": -channels, "RELU": relu}
+    out = torch.empty(batch, frames, (bands + 1) // 2, matrix.shape[2], dtype=x.dtype, device=x.device)
+    _launch(x.contiguous(), None, matrix, bias, out, row)
+    return out
+
+
+def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+    """See ``fastenh.ops.decoder_taps``. (B, T, F, C) twice, (3, C, 3C') -> (B, T, F, 3, C').
+
+    Raises ``ValueError`` for more than 128 channels.
+    """
+    batch, frames, bands, channels = x.shape
+    out = torch.empty(batch, frames, bands, 3, matrix.shape[2] // 3, dtype=x.dtype, device=x.device)
+    row = {"STEP": channels, "START": 0, "RELU": False}
+    _launch(x.contiguous(), skip.contiguous(), matrix, None, out, row)
+    return out
+
+
+def _launch(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None, out: Tensor, row: dict) -> None:
+    batch, frames, bands = out.shape[:3]
+    _, used, columns = matrix.shape
+    if used > 128:
+        raise ValueError(f"rows of {used} values: the kernel takes at most 128")
+    m, n0, n1, warps, stages = _tiles(columns, x)
+    tiles, parts = triton.cdiv(batch * bands, m), triton.cdiv(columns, n0 + n1)
+    chunk = chunk_of(frames, tiles, x.device)
+    chunks = triton.cdiv(frames, chunk)
+    arguments = {
+        "p_x": x,
+        "p_skip": x if skip is None else skip,
+        "p_matrix": matrix.contiguous(),
+        "p_bias": matrix if bias is None else bias,
+        "p_out": out,
+        "rows": batch * bands,
+        "frames": frames,
+        "chunk": chunk,
+        "tiles": tiles,
+        "BANDS": bands,
+        "LIMIT": x.shape[2] * x.shape[3],
+        "USED": used,
+        "OUT": columns,
+        "COLUMNS": parts,
+        "M": m,
+        "K": max(16, triton.next_power_of_2(used)),
+        "N0": n0,
+        "N1": n1,
+        "SKIP": skip is not None,
+        "BIAS": bias is not None,
+        "PRECISION": dot_precision(x),
+        **row,
+    }
+    sources = (x,) if skip is None else (x, skip)
+
+    def cost() -> Cost:
+        # of the input every row, and a frame more at both ends of a chunk; the matrix once a program
+        rows_read = batch * bands * used * x.element_size() * len(sources) * parts * (frames + 2 * chunks)
+        l2 = rows_read + tiles * chunks * size(matrix) + size(out)
+        flop = 2 * batch * frames * bands * matrix.numel()
+        trips = (frames + 2 * chunks) / max(chunks, 1)
+        return Cost((trips,), flop, l2_bytes=l2, dram_bytes=size(*sources, matrix, out))
+
+    launch(time_taps_kernel, parts * tiles * chunks, arguments, cost, num_warps=warps, num_stages=stages)
+
+
+def _tiles(columns: int, x: Tensor) -> tuple[int, int, int, int, int]:
+    """(rows, columns, further columns, warps, stages) of a program."""
+    if x.element_size() == 4:
+        return 64, 16, 0, 4, 1
+    stages = 2 if capability(x.device) >= 90 else 1  # two do not fit the shared memory of sm_80
+    if columns == 192:
+        return 64, 128, 64, 8, stages
+    return 64, min(128, max(16, triton.next_power_of_2(columns))), 0, 8, stages
