@@ -155,28 +155,42 @@ def layer_weights(width, hidden):
 
 
 @pytest.mark.parametrize("axis", ["frequency", "time"])
-@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 1), (2, 3, 65), (1, 17, 2)])
+@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 1), (2, 3, 65), (1, 17, 2), (1, 64, 2), (2, 2, 188), (1, 125, 1)])
 def test_axis_layer(target, axis, b, t, f):
     torch.manual_seed(0)
     check(
-        lambda x, *weights: fastenh_kernels.axis_layer(x, weights, 4, axis),
-        lambda x, *weights: reference.axis_layer(x, ops.AxisLayerWeights(*weights), 4, axis, 0.0),
+        lambda x, *weights: fastenh_kernels.axis_layer(x, weights, 2, axis),
+        lambda x, *weights: reference.axis_layer(x, ops.AxisLayerWeights(*weights), 2, axis, 0.0),
         (randn(b, t, f, 64), *layer_weights(64, 128)),
         target,
     )
 
 
-@pytest.mark.parametrize(("bands", "channels", "outputs"), [(65, 128, 64), (1, 16, 8), (7, 32, 5)])
-@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.parametrize(("bands", "channels", "outputs"), [(65, 128, 64), (1, 16, 8), (7, 33, 5), (2, 64, 43)])
+@pytest.mark.parametrize("frames", [1, 2, 5, 19])
 def test_decoder_taps(target, bands, channels, outputs, frames):
     torch.manual_seed(0)
-    arguments = (randn(2, frames, bands, channels), randn(outputs, channels, 3, 3))
+    x, skip = randn(2, 2, frames, bands, channels)
+    arguments = (x, skip, randn(3, channels, 3 * outputs))
     check(fastenh_kernels.decoder_taps, reference.decoder_taps, arguments, target)
 
 
+@pytest.mark.parametrize(("bands", "channels", "outputs"), [(129, 32, 128), (1, 4, 16), (6, 11, 24), (65, 42, 130)])
+@pytest.mark.parametrize("frames", [1, 2, 9])
+@pytest.mark.parametrize("relu", [False, True])
+def test_encoder_conv(target, bands, channels, outputs, frames, relu):
+    torch.manual_seed(0)
+    check(
+        lambda *tensors: fastenh_kernels.encoder_conv(*tensors, relu),
+        lambda *tensors: reference.encoder_conv(*tensors, relu),
+        (randn(2, frames, bands, channels), randn(3, 3 * channels, outputs), randn(outputs)),
+        target,
+    )
+
+
 @pytest.mark.parametrize(("bins", "channels"), [(257, 32), (1, 8), (2, 16), (66, 4)])
-@pytest.mark.parametrize("frames", [1, 2, 5])
-def test_encoder_front(target, bins, channels, frames):
+@pytest.mark.parametrize(("frames", "relu"), [(1, True), (2, False), (5, True), (11, False)])
+def test_encoder_front(target, bins, channels, frames, relu):
     torch.manual_seed(0)
     spectrum = randn(2, frames, bins, dtype=torch.complex64).transpose(1, 2)
     spectrum[:, :, 0] *= 1e-3  # where log(1 + m) loses digits
@@ -184,13 +198,13 @@ def test_encoder_front(target, bins, channels, frames):
 
     def plain(spectrum, weight, bias):  # torch convolves in the dtype of the features, which are those of the weight
         wide = weight.double() if spectrum.dtype == torch.complex128 else weight.float()
-        return reference.encoder_front(spectrum, wide, bias.to(wide.dtype)).to(weight.dtype)
+        return reference.encoder_front(spectrum, wide, bias.to(wide.dtype), relu).to(weight.dtype)
 
-    check(fastenh_kernels.encoder_front, plain, (spectrum, weight, bias), target)
+    check(lambda *tensors: fastenh_kernels.encoder_front(*tensors, relu), plain, (spectrum, weight, bias), target)
 
 
-@pytest.mark.parametrize(("bands", "bins", "channels"), [(65, 257, 64), (1, 2, 8), (3, 5, 16), (33, 129, 64)])
-@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize(("bands", "bins", "channels"), [(65, 257, 64), (1, 2, 16), (3, 5, 16), (33, 129, 64), (9, 9, 32)])
+@pytest.mark.parametrize("frames", [1, 3, 19])
 def test_mask_head(target, bands, bins, channels, frames):
     torch.manual_seed(0)
     vectors = randn(3, channels)
@@ -202,6 +216,8 @@ def test_mask_head(target, bands, bins, channels, frames):
 def test_what_the_kernels_refuse():
     with pytest.raises(ValueError, match="heads of 8 channels"):
         fastenh_kernels.axis_attention(randn(1, 2, 3, 24), 1, "time")
+    with pytest.raises(ValueError, match="129 values"):
+        fastenh_kernels.decoder_taps(*randn(2, 1, 2, 3, 129), randn(3, 129, 6))
     with pytest.raises(ValueError, match="power of two"):
         fastenh_kernels.mask_head(randn(1, 2, 3, 3, 6), *randn(3, 6), randn(1), randn(1, 5, 2, dtype=torch.complex64))
 
@@ -235,12 +251,15 @@ def test_operators_keep_the_rules_of_torch(interpreted):
     spectrum = randn(1, 5, 3, dtype=torch.complex64)
     torch.library.opcheck(kernels._complex_mask, (randn(1, 5, 3), spectrum, "sigmoid"), test_utils=checks)
     torch.library.opcheck(kernels._axis_attention, (randn(1, 2, 5, 96), 2, "time"), test_utils=checks)
-    arguments = (randn(1, 3, 3, 3, 8), *randn(3, 8), randn(1), spectrum)
+    arguments = (randn(1, 3, 3, 3, 16), *randn(3, 16), randn(1), spectrum)
     torch.library.opcheck(kernels._mask_head, arguments, test_utils=checks)
     layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "frequency")
     torch.library.opcheck(kernels._axis_layer, layer, test_utils=checks)
-    torch.library.opcheck(kernels._decoder_taps, (randn(1, 2, 3, 16), randn(4, 16, 3, 3)), test_utils=checks)
-    torch.library.opcheck(kernels._encoder_front, (spectrum, randn(4, 1, 3, 3), randn(4)), test_utils=checks)
+    taps = (*randn(2, 1, 2, 3, 16), randn(3, 16, 12))
+    torch.library.opcheck(kernels._decoder_taps, taps, test_utils=checks)
+    conv = (randn(1, 2, 5, 4), randn(3, 12, 8), randn(8), True)
+    torch.library.opcheck(kernels._encoder_conv, conv, test_utils=checks)
+    torch.library.opcheck(kernels._encoder_front, (spectrum, randn(4, 1, 3, 3), randn(4), False), test_utils=checks)
 
 
 def test_the_model_is_the_same_on_both_paths(interpreted):
@@ -289,4 +308,4 @@ def test_the_core_on_kernels_is_one_graph_and_exports(interpreted):
             torch.testing.assert_close(compiled(noisy), core(noisy))
         exported = torch.export.export(core, (randn(1, 257, 4, dtype=torch.complex64),))
     called = [str(node.target).split(".")[1] for node in exported.graph.nodes if "fastenh" in str(node.target)]
-    assert called == ["encoder_front", "axis_layer", "axis_layer", "decoder_taps", "mask_head"]
+    assert called == ["encoder_front", "encoder_conv", "axis_layer", "axis_layer", "decoder_taps", "mask_head"]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastenh import ops
+from fastenh.models.dpt import decoder_matrix, encoder_matrix
 from fastenh.ops import backend
 
 F64 = torch.float64
@@ -72,7 +73,8 @@ def test_commuted_decoder_is_upsampling_then_convolution(bins, bands, frames):
     up = F.interpolate(x.permute(0, 3, 2, 1), size=(bins, frames), mode="bilinear", align_corners=False)
     affine = conv(up) * scale.view(-1, 1, 1) + shift.view(-1, 1, 1)
     expected = torch.sigmoid(head(affine.relu()))[:, 0] * noisy
-    z = ops.decoder_taps(x, conv.weight)
+    skip = torch.randn_like(x)
+    z = ops.decoder_taps(x - skip, skip, decoder_matrix(conv.weight))
     folded = shift + conv.bias * scale
     torch.testing.assert_close(ops.mask_head(z, scale, folded, head.weight, head.bias, noisy), expected)
     mean, var = ops.upsampled_moments(z, bins)
@@ -91,6 +93,16 @@ def test_encoder_front_is_log_magnitude_then_convolution():
     noisy = spectrum(2, 257, 11)
     expected = conv(torch.log1p(noisy.abs())[:, None]).permute(0, 3, 2, 1)
     torch.testing.assert_close(ops.encoder_front(noisy, conv.weight, conv.bias), expected)
+
+
+def test_encoder_conv_is_a_convolution():
+    for channels, bands in ((4, 9), (3, 6)):
+        conv = nn.Conv2d(channels, 5, 3, stride=(2, 1), padding=1, dtype=F64)
+        x = torch.randn(2, 7, bands, channels, dtype=F64)
+        expected = conv(x.permute(0, 3, 2, 1)).permute(0, 3, 2, 1)
+        matrix = encoder_matrix(conv.weight)
+        torch.testing.assert_close(ops.encoder_conv(x, matrix, conv.bias), expected)
+        torch.testing.assert_close(ops.encoder_conv(x, matrix, conv.bias, relu=True), expected.relu())
 
 
 def test_complex_mask():

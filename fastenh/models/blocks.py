@@ -50,6 +50,8 @@ class AxisLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F, C) -> (B, T, F, C)."""
+        return ops.axis_layer(x, self.weights(), self.heads, self.axis, self.dropout if self.training else 0.0)
+
+    def weights(self) -> ops.AxisLayerWeights:
         modules = (self.norm1, self.qkv, self.out, self.norm2, self.up, self.down)
-        weights = ops.AxisLayerWeights(*(p for m in modules for p in (m.weight, m.bias)))
-        return ops.axis_layer(x, weights, self.heads, self.axis, self.dropout if self.training else 0.0)
+        return ops.AxisLayerWeights(*(p for m in modules for p in (m.weight, m.bias)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh import ops
@@ -47,33 +46,89 @@ class DPT(nn.Module):
         x = skip = self._encode(spectrum)
         for layer in self.layers:
             x = layer(x)
-        z = ops.decoder_taps(x + skip, self.decoder.weight)
-        scale, shift = self._decoder_affine(z, spectrum.shape[1])
+        z = ops.decoder_taps(x, skip, decoder_matrix(self.decoder.weight))
+        moments = self._batch_moments(z, spectrum.shape[1]) if self.training else self._running_moments()
+        scale, shift = self._decoder_affine(*moments)
         return ops.mask_head(z, scale, shift, self.head.weight, self.head.bias, spectrum)
 
+    def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPT:
+        """The same in evaluation, its weights prepared once."""
+        return FoldedDPT(self, dtype)
+
     def _encode(self, spectrum: Tensor) -> Tensor:
-        """Complex (B, 257, T) -> (B, T, 65, C). Kernels are stored (out, in, frequency, time) and turned here."""
-        x = ops.encoder_front(spectrum, *self._folded(self.front, self.front_norm)).permute(0, 3, 1, 2)
-        x = (self.front_norm(x) if self.training else x).relu()
-        weight, bias = self._folded(self.encoder, self.encoder_norm)
-        x = F.conv2d(x, weight.transpose(2, 3), bias, stride=(1, 2), padding=1)
-        x = (self.encoder_norm(x) if self.training else x).relu()
-        return x.permute(0, 2, 3, 1).contiguous()
+        """Complex (B, 257, T) -> (B, T, 65, C)."""
+        if not self.training:
+            x = ops.encoder_front(spectrum, *fold_batch_norm(self.front, self.front_norm), relu=True)
+            weight, bias = fold_batch_norm(self.encoder, self.encoder_norm)
+            return ops.encoder_conv(x, encoder_matrix(weight), bias, relu=True).contiguous()
+        x = ops.encoder_front(spectrum, self.front.weight, self.front.bias)
+        x = self.front_norm(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)
+        x = ops.encoder_conv(x, encoder_matrix(self.encoder.weight), self.encoder.bias)
+        return self.encoder_norm(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1).contiguous()
 
-    def _folded(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-        return (conv.weight, conv.bias) if self.training else fold_batch_norm(conv, norm)
-
-    def _decoder_affine(self, z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift that fold the decoder's bias and batch norm; in training, from the batch's moments."""
+    def _batch_moments(self, z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+        """Of the decoder's convolution without its bias; the running ones follow."""
         norm = self.decoder_norm
-        if self.training:
-            mean, var = ops.upsampled_moments(z, bins)
-            with torch.no_grad():
-                count = z.shape[0] * z.shape[1] * bins
-                norm.running_mean.lerp_(mean + self.decoder.bias, norm.momentum)
-                norm.running_var.lerp_(var * (count / max(count - 1, 1)), norm.momentum)
-                norm.num_batches_tracked += 1
-        else:
-            mean, var = norm.running_mean - self.decoder.bias, norm.running_var
-        scale = norm.weight * torch.rsqrt(var + norm.eps)
-        return scale, norm.bias - mean * scale
+        mean, var = ops.upsampled_moments(z, bins)
+        with torch.no_grad():
+            count = z.shape[0] * z.shape[1] * bins
+            norm.running_mean.lerp_(mean + self.decoder.bias, norm.momentum)
+            norm.running_var.lerp_(var * (count / max(count - 1, 1)), norm.momentum)
+            norm.num_batches_tracked += 1
+        return mean, var
+
+    def _running_moments(self) -> tuple[Tensor, Tensor]:
+        return self.decoder_norm.running_mean - self.decoder.bias, self.decoder_norm.running_var
+
+    def _decoder_affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift that fold the decoder's bias and batch norm."""
+        scale = self.decoder_norm.weight * torch.rsqrt(var + self.decoder_norm.eps)
+        return scale, self.decoder_norm.bias - mean * scale
+
+
+class FoldedDPT(nn.Module):
+    """The DPT for inference: batch norms folded, matrices in the order of the operations and in ``dtype``.
+
+    Vectors stay in float32. Under a 16-bit autocast it computes what the DPT computes there, without preparing
+    anything in each call.
+    """
+
+    def __init__(self, dpt: DPT, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.stages = [(layer.heads, layer.axis) for layer in dpt.layers]
+        with torch.no_grad():
+            front, front_bias = fold_batch_norm(dpt.front, dpt.front_norm)
+            encoder, encoder_bias = fold_batch_norm(dpt.encoder, dpt.encoder_norm)
+            scale, shift = dpt._decoder_affine(*dpt._running_moments())
+            self._keep("front", front.to(dtype), front_bias)
+            self._keep("encoder", encoder_matrix(encoder).to(dtype), encoder_bias)
+            self._keep("decoder", decoder_matrix(dpt.decoder.weight).to(dtype))
+            self._keep("head", scale, shift, dpt.head.weight.flatten(), dpt.head.bias)
+            for number, layer in enumerate(dpt.layers):
+                self._keep(f"layer{number}", *(w.to(dtype) if w.ndim == 2 else w for w in layer.weights()))
+
+    def _keep(self, name: str, *tensors: Tensor) -> None:
+        for index, tensor in enumerate(tensors):
+            self.register_buffer(f"{name}_{index}", tensor.detach().clone(memory_format=torch.contiguous_format))
+
+    def _kept(self, name: str, count: int) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, f"{name}_{index}") for index in range(count))
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        """Complex (B, 257, T) -> complex (B, 257, T)."""
+        x = ops.encoder_front(spectrum, *self._kept("front", 2), relu=True)
+        x = skip = ops.encoder_conv(x, *self._kept("encoder", 2), relu=True).contiguous()
+        for number, (heads, axis) in enumerate(self.stages):
+            x = ops.axis_layer(x, ops.AxisLayerWeights(*self._kept(f"layer{number}", 12)), heads, axis)
+        z = ops.decoder_taps(x, skip, *self._kept("decoder", 1))
+        return ops.mask_head(z, *self._kept("head", 4), spectrum)
+
+
+def encoder_matrix(weight: Tensor) -> Tensor:
+    """(C', C, 3 frequency taps, 3 time taps) -> (3 time taps, 3 frequency taps x C, C')."""
+    return weight.permute(3, 2, 1, 0).flatten(1, 2)
+
+
+def decoder_matrix(weight: Tensor) -> Tensor:
+    """(C', C, 3 frequency taps, 3 time taps) -> (3 time taps, C, 3 frequency taps x C')."""
+    return weight.permute(3, 1, 2, 0).flatten(2)

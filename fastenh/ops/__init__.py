@@ -16,6 +16,7 @@ __all__ = [
     "axis_layer",
     "complex_mask",
     "decoder_taps",
+    "encoder_conv",
     "encoder_front",
     "mask_head",
     "upsampled_moments",
@@ -32,13 +33,21 @@ def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tens
     return pick("complex_mask", mask, spectrum)(mask, spectrum, activation)
 
 
-def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``conv2d(log1p|spectrum|)``, 3x3, stride 2 along frequency, padding 1.
+def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
+    """``conv2d(log1p|spectrum|)``, 3x3, stride 2 along frequency, padding 1; then ReLU if asked for.
 
     spectrum: complex (B, F, T); weight: (C, 1, 3 frequency taps, 3 time taps); bias: (C,).
     Returns (B, T, (F + 1) // 2, C).
     """
-    return pick("encoder_front", spectrum, weight, bias)(spectrum, weight, bias)
+    return pick("encoder_front", spectrum, weight, bias)(spectrum, weight, bias, relu)
+
+
+def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool = False) -> Tensor:
+    """``conv2d(x)``, 3x3, stride 2 along frequency, padding 1; then ReLU if asked for.
+
+    x: (B, T, F, C); matrix: (3 time taps, 3 frequency taps x C, C'); bias: (C',). Returns (B, T, (F + 1) // 2, C').
+    """
+    return pick("encoder_conv", x, matrix, bias)(x, matrix, bias, relu)
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float = 0.0) -> Tensor:
@@ -60,14 +69,14 @@ def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dro
     return pick("axis_layer", x, *weights)(x, weights, heads, axis, dropout)
 
 
-def decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
-    """The 3x3 convolution of the decoder before upsampling: its time taps summed, its frequency taps apart.
+def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+    """The 3x3 convolution of the decoder, of x + skip, before upsampling: time taps summed, frequency taps apart.
 
     Linear upsampling along frequency shares no dimension with channels or time, so
     ``conv3x3(upsample(x))`` is the sum over k of the upsampled tap k, shifted by k - 1 bins.
-    x: (B, T, F, C); weight: (C', C, 3 frequency taps, 3 time taps). Returns z: (B, T, F, 3, C').
+    x, skip: (B, T, F, C); matrix: (3 time taps, C, 3 frequency taps x C'). Returns z: (B, T, F, 3, C').
     """
-    return pick("decoder_taps", x, weight)(x, weight)
+    return pick("decoder_taps", x, skip, matrix)(x, skip, matrix)
 
 
 def upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def _complex_mask(mask: Tensor, spectrum: Tensor, activation: str) -> Tensor:
 
 @_complex_mask.register_fake
 def _(mask: Tensor, spectrum: Tensor, activation: str) -> Tensor:
-    return spectrum.new_empty(spectrum.shape)
+    return torch.empty_like(spectrum)
 
 
 @torch.library.custom_op("fastenh::axis_attention", mutates_args=())
@@ -45,7 +45,7 @@ def _mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Te
 
 @_mask_head.register_fake
 def _(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
-    return spectrum.new_empty(spectrum.shape)
+    return torch.empty_like(spectrum)
 
 
 @torch.library.custom_op("fastenh::axis_layer", mutates_args=())
@@ -59,22 +59,32 @@ def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
 
 
 @torch.library.custom_op("fastenh::decoder_taps", mutates_args=())
-def _decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
-    return fastenh_kernels.decoder_taps(x, weight)
+def _decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+    return fastenh_kernels.decoder_taps(x, skip, matrix)
 
 
 @_decoder_taps.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:3], 3, weight.shape[0]))
+def _(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:3], 3, matrix.shape[2] // 3))
+
+
+@torch.library.custom_op("fastenh::encoder_conv", mutates_args=())
+def _encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    return fastenh_kernels.encoder_conv(x, matrix, bias, relu)
+
+
+@_encoder_conv.register_fake
+def _(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    return x.new_empty((*x.shape[:2], (x.shape[2] + 1) // 2, matrix.shape[2]))
 
 
 @torch.library.custom_op("fastenh::encoder_front", mutates_args=())
-def _encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return fastenh_kernels.encoder_front(spectrum, weight, bias)
+def _encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    return fastenh_kernels.encoder_front(spectrum, weight, bias, relu)
 
 
 @_encoder_front.register_fake
-def _(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     batch, bins, frames = spectrum.shape
     return weight.new_empty((batch, frames, (bins + 1) // 2, weight.shape[0]))
 
@@ -83,10 +93,17 @@ def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tens
     return _complex_mask(mask, spectrum, activation)
 
 
-def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     if not _power_of_two(weight.shape[0]):
-        return reference.encoder_front(spectrum, weight, bias)
-    return _encoder_front(spectrum, weight.to(_autocast_dtype(weight)), bias)
+        return reference.encoder_front(spectrum, weight, bias, relu)
+    return _encoder_front(spectrum, weight.to(_autocast_dtype(weight)), bias, relu)
+
+
+def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    if matrix.shape[1] > 128:
+        return reference.encoder_conv(x, matrix, bias, relu)
+    x = x.to(_autocast_dtype(x))
+    return _encoder_conv(x, matrix.to(x.dtype), bias, relu)
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tensor:
@@ -103,14 +120,15 @@ def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dro
     return _axis_layer(x, [w.to(x.dtype) if w.ndim == 2 else w for w in weights], heads, axis)
 
 
-def decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
-    if x.shape[-1] not in _WIDTHS:
-        return reference.decoder_taps(x, weight)
-    return _decoder_taps(x.to(_autocast_dtype(x)), weight)
+def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+    if x.shape[-1] > 128:
+        return reference.decoder_taps(x, skip, matrix)
+    x = x.to(_autocast_dtype(x))
+    return _decoder_taps(x, skip.to(x.dtype), matrix.to(x.dtype))
 
 
 def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
-    if not _power_of_two(z.shape[-1]):
+    if not _power_of_two(z.shape[-1]) or z.shape[-1] < 16:
         return reference.mask_head(z, scale, shift, weight, bias, spectrum)
     return _mask_head(z, scale, shift, weight, bias, spectrum)
 

@@ -31,9 +31,17 @@ def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tens
     return torch.view_as_complex(torch.view_as_real(spectrum) * mask.to(spectrum.real.dtype).unsqueeze(-1))
 
 
-def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     features = torch.log1p(spectrum.abs()).transpose(1, 2).unsqueeze(1)
-    return F.conv2d(features, weight.transpose(2, 3), bias, stride=(1, 2), padding=1).permute(0, 2, 3, 1)
+    x = F.conv2d(features, weight.transpose(2, 3), bias, stride=(1, 2), padding=1)
+    return (x.relu() if relu else x).permute(0, 2, 3, 1)
+
+
+def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    # (time taps, frequency taps x C, C') -> (C', C, time taps, frequency taps)
+    weight = matrix.unflatten(1, (3, x.shape[-1])).permute(3, 2, 0, 1)
+    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride=(1, 2), padding=1)
+    return (x.relu() if relu else x).permute(0, 2, 3, 1)
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tensor:
@@ -70,12 +78,10 @@ def axis_layer(
     return x + F.dropout(F.linear(F.dropout(hidden, dropout), w.down_weight, w.down_bias), dropout)
 
 
-def decoder_taps(x: Tensor, weight: Tensor) -> Tensor:
-    c_out, channels = weight.shape[:2]
-    # (c_out, C, 3 frequency taps, 3 time taps) -> rows (frequency tap, c_out), columns (C), one time tap a kernel row
-    kernel = weight.permute(2, 0, 1, 3).reshape(3 * c_out, channels, 3, 1)
-    z = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=(1, 0))
-    return z.permute(0, 2, 3, 1).unflatten(-1, (3, c_out))
+def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
+    kernel = matrix.permute(2, 1, 0).unsqueeze(-1)  # (frequency taps x C', C, time taps, 1)
+    z = F.conv2d((x + skip).permute(0, 3, 1, 2), kernel, padding=(1, 0))
+    return z.permute(0, 2, 3, 1).unflatten(-1, (3, -1))
 
 
 def _tap_matrix(bands: int, bins: int, dtype: torch.dtype, device: torch.device) -> Tensor:

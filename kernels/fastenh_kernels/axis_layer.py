@@ -49,7 +49,7 @@ def norm_linear_kernel(
     b_wv = tl.load(p_weight + (2 * C + o_n)[:, None] * C + o_c[None, :])
     b_bq, b_bk, b_bv = row_of(p_bias, o_n), row_of(p_bias, C + o_n), row_of(p_bias, 2 * C + o_n)
     for tile in tl.range(tl.program_id(0) // (C // N), tiles, programs):
-        o_m = tile.to(tl.int64) * M + tl.arange(0, M)
+        o_m = (tile * M + tl.arange(0, M)).to(tl.int64)
         m_m = o_m[:, None] < rows
         b_x = tl.load(p_x + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
         b_x = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_weight.dtype.element_ty)
@@ -102,7 +102,7 @@ def project_feed_forward_kernel(
     o_k = tl.arange(0, K)
     o_n = tl.arange(0, N)
     for tile in tl.range(tl.program_id(0), tiles, programs, num_stages=1):
-        o_m = tile.to(tl.int64) * M + tl.arange(0, M)
+        o_m = (tile * M + tl.arange(0, M)).to(tl.int64)
         m_m = o_m[:, None] < rows
         o_mc = o_m[:, None] * C + o_c[None, :]
         b_x = tl.load(p_x + o_mc, mask=m_m, other=0.0).to(tl.float32) + row_of(p_out_bias, o_c)
@@ -145,7 +145,7 @@ def norm_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tenso
     width = x.shape[-1]
     rows = x.numel() // width
     out = torch.empty(*x.shape[:3], 3 * width, dtype=x.dtype, device=x.device)
-    m, n, warps = (64, width, 4) if x.element_size() == 2 else (32, 32, 4)
+    m, n, warps = (64, width, 4 if capability(x.device) >= 90 else 8) if x.element_size() == 2 else (32, 16, 4)
     parts = width // n
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, 2 * processors(x.device))  # two an SM: one computes while the other loads

@@ -56,7 +56,7 @@ def encoder_front_kernel(
     M: tl.constexpr,
     RELU: tl.constexpr,
 ):
-    first = tl.program_id(0) // tiles * chunk
+    first = (tl.program_id(0) // tiles).to(tl.int64) * chunk
     last = tl.minimum(first + chunk, frames)
     o_row = tl.program_id(0) % tiles * M + tl.arange(0, M)
     o_b, o_band = (o_row // BANDS).to(tl.int64), o_row % BANDS
@@ -72,14 +72,14 @@ def encoder_front_kernel(
     b_next = b_out  # of frame t
     for t in tl.range(first - 1, last + 1):
         m = m_rows & (t >= 0) & (t < frames)
-        p_t = p_x + t.to(tl.int64) * s_t
+        p_t = p_x + t * s_t
         b_0 = _feature(p_t - s_f, m & (o_band > 0))  # [M, 1]
         b_1 = _feature(p_t, m)
         b_2 = _feature(p_t + s_f, m & (2 * o_band + 1 < BINS))
         b_out += b_0 * b_behind0 + b_1 * b_behind1 + b_2 * b_behind2
         if RELU:
             b_out = tl.maximum(b_out, 0.0)
-        p_o = p_y + (t - 1).to(tl.int64) * (BANDS * C)
+        p_o = p_y + (t - 1) * (BANDS * C)
         tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=(m_rows & (t > first))[:, None])
         b_out = b_next + b_0 * b_own0 + b_1 * b_own1 + b_2 * b_own2
         b_next = b_0 * b_before0 + b_1 * b_before1 + b_2 * b_before2 + b_bias

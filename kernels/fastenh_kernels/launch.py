@@ -72,10 +72,10 @@ def launch(
 
 
 def capability(device: torch.device) -> int:
-    """Compute capability, 80 or 90; that of the recorder where launches are written down, 0 for the interpreter."""
-    if _records is not None:
+    """Compute capability, 80 or 90; that of the recorder where launches are written down, 90 for the interpreter."""
+    if _records is not None or device.type != "cuda":
         return _recorded_capability
-    return _properties(device)[0] if device.type == "cuda" else 0
+    return _properties(device)[0]
 
 
 def processors(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastenh_kernels.launch import Cost, dot_precision, launch, size
 
-_BINS = 64  # of a program
+_BINS = {2: 64, 4: 32}  # bytes of a value: bins of a program
 _FRAMES = 16  # of a program
 
 
@@ -51,7 +51,7 @@ def mask_head_kernel(
     PRECISION: tl.constexpr,
 ):
     i_block = tl.program_id(0) % blocks
-    first = tl.program_id(0) // blocks * FRAMES
+    first = (tl.program_id(0) // blocks).to(tl.int64) * FRAMES
     o_f = i_block * N + tl.arange(0, N)
     o_c = tl.arange(0, C)
     o_k = tl.arange(0, K)
@@ -65,17 +65,16 @@ def mask_head_kernel(
     p_x = p_spectrum + o_f.to(tl.int64) * s_f
     p_y = p_out + o_f.to(tl.int64) * s_out_f
     for i_frame in tl.range(first, tl.minimum(first + FRAMES, total)):
-        p_frame = p_rows + i_frame.to(tl.int64) * (ROWS * C)
+        p_frame = p_rows + i_frame * (ROWS * C)
         b_z = tl.load(p_frame, mask=(o_row < ROWS)[:, None], other=0.0)  # [K, C]
         b_up = tl.dot(b_map, b_z, input_precision=PRECISION)  # [N, C]
         b_hidden = tl.maximum(b_up * b_scale + b_shift, 0.0)
         b_logit = tl.sum(b_hidden * b_weight, 1) + b_bias
         b_mask = 1.0 / (1.0 + tl.exp(-b_logit))
-        i_b, i_t = (i_frame // frames).to(tl.int64), (i_frame % frames).to(tl.int64)
-        o_x = i_b * s_b + i_t * s_t
+        o_x = i_frame // frames * s_b + i_frame % frames * s_t
         b_re = tl.load(p_x + o_x, mask=o_f < BINS, other=0.0)
         b_im = tl.load(p_x + o_x + 1, mask=o_f < BINS, other=0.0)
-        o_y = i_b * s_out_b + i_t * s_out_t
+        o_y = i_frame // frames * s_out_b + i_frame % frames * s_out_t
         tl.store(p_y + o_y, b_re * b_mask, mask=o_f < BINS)
         tl.store(p_y + o_y + 1, b_im * b_mask, mask=o_f < BINS)
 
@@ -91,8 +90,8 @@ def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Ten
     bins = spectrum.shape[1]
     out = torch.empty_like(spectrum)
     pairs, out_pairs = torch.view_as_real(spectrum), torch.view_as_real(out)
-    table, starts = upsampling_blocks(bands, bins, z.dtype, z.device)
-    blocks, _, inner = table.shape
+    table, starts = upsampling_blocks(bands, bins, _BINS[z.element_size()], z.dtype, z.device)
+    blocks, block, inner = table.shape
     groups = triton.cdiv(batch * frames, _FRAMES)
     arguments = {
         "p_z": z.contiguous(),
@@ -112,7 +111,7 @@ def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Ten
         "ROWS": taps * bands,
         "BINS": bins,
         "C": channels,
-        "N": _BINS,
+        "N": block,
         "K": inner,
         "FRAMES": _FRAMES,
         "PRECISION": dot_precision(z),
@@ -129,8 +128,10 @@ def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Ten
 
 
 @lru_cache(maxsize=16)
-def upsampling_blocks(bands: int, bins: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The linear map from (band, tap) to bins in blocks of 64 bins: (blocks, 64, K), and each block's first row.
+def upsampling_blocks(
+    bands: int, bins: int, block: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The linear map from (band, tap) to bins in blocks of bins: (blocks, block, K), and each block's first row.
 
     Bin f takes row f + k - 1 of the upsampled tap k (rows outside are zero): a band b at distance d from the row's
     position among the bands weighs max(0, 1 - d), the first and last band on to the edges (align_corners=False).
@@ -140,13 +141,13 @@ def upsampling_blocks(bands: int, bins: int, dtype: torch.dtype, device: torch.d
     weights = (1 - (position[..., None] - torch.arange(bands)).abs()).clamp_min(0)  # (bins, taps, bands)
     weights = weights * ((row >= 0) & (row < bins))[..., None]
     matrix = weights.transpose(1, 2).flatten(1)  # (bins, bands * taps)
-    blocks = triton.cdiv(bins, _BINS)
-    matrix = torch.cat([matrix, matrix.new_zeros(blocks * _BINS - bins, matrix.shape[1])]).view(blocks, _BINS, -1)
+    blocks = triton.cdiv(bins, block)
+    matrix = torch.cat([matrix, matrix.new_zeros(blocks * block - bins, matrix.shape[1])]).view(blocks, block, -1)
     used = matrix.abs().amax(1) > 0  # (blocks, bands * taps)
     first = used.int().argmax(1)
     last = matrix.shape[2] - 1 - used.flip(1).int().argmax(1)
     inner = max(16, triton.next_power_of_2(int((last - first).max()) + 1))
     starts = first.clamp_max(max(0, matrix.shape[2] - inner))
     padded = torch.nn.functional.pad(matrix, (0, inner))
-    columns = (starts[:, None] + torch.arange(inner))[:, None, :].expand(-1, _BINS, -1)
+    columns = (starts[:, None] + torch.arange(inner))[:, None, :].expand(-1, block, -1)
     return padded.gather(2, columns).to(device=device, dtype=dtype), starts.int().to(device)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.launch import Cost, capability, dot_precision, launch, size
 
 _LOG2E = 1.4426950408889634
 _ROWS = 64  # of a block
@@ -113,6 +113,7 @@ def serves(x: Tensor, heads: int, axis: str) -> bool:
     length = x.shape[2 if axis == "frequency" else 1]
     blocks = triton.cdiv(length, _ROWS)
     fits = x.element_size() == 2 and x.shape[-1] in (64, 128) and x.shape[-1] // heads == 32
+    fits = fits and capability(x.device) >= 90  # on sm_80 it spills
     return fits and 0 < blocks <= _LONGEST and length >= 0.8 * blocks * _ROWS
 
 

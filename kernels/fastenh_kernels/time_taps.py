@@ -66,7 +66,7 @@ def time_taps_kernel(
 ):
     i_column = tl.program_id(0) % COLUMNS
     i_tile = tl.program_id(0) // COLUMNS % tiles
-    first = tl.program_id(0) // COLUMNS // tiles * chunk
+    first = (tl.program_id(0) // COLUMNS // tiles).to(tl.int64) * chunk
     last = tl.minimum(first + chunk, frames)
     o_row = i_tile * M + tl.arange(0, M)
     o_b, o_f = (o_row // BANDS).to(tl.int64) * frames, o_row % BANDS
@@ -87,11 +87,10 @@ def time_taps_kernel(
         b_next1 = tl.zeros([M, N1], tl.float32)
     for t in tl.range(first - 1, last + 1):
         m_t = m_x & (t >= 0) & (t < frames)
-        o_t = t.to(tl.int64) * LIMIT
-        b_x = tl.load(p_x + o_t + o_x, mask=m_t, other=0.0)  # [M, K]
+        b_x = tl.load(p_x + t * LIMIT + o_x, mask=m_t, other=0.0)  # [M, K]
         if SKIP:
-            b_x += tl.load(p_skip + o_t + o_x, mask=m_t, other=0.0)
-        p_t = p_y + (t - 1).to(tl.int64) * (BANDS * OUT)
+            b_x += tl.load(p_skip + t * LIMIT + o_x, mask=m_t, other=0.0)
+        p_t = p_y + (t - 1) * (BANDS * OUT)
         m_out = m_rows & (t > first)
         b_out0 = tl.dot(b_x, b_behind0, b_out0, input_precision=PRECISION)
         _finish(p_t, b_out0, p_bias, o_0, m_out, OUT, BIAS, RELU)
@@ -177,8 +176,9 @@ def _launch(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None,
 def _tiles(columns: int, x: Tensor) -> tuple[int, int, int, int, int]:
     """(rows, columns, further columns, warps, stages) of a program."""
     if x.element_size() == 4:
-        return 64, 16, 0, 4, 1
-    stages = 2 if capability(x.device) >= 90 else 1  # two do not fit the shared memory of sm_80
+        return 32, 16, 0, 8, 1
+    if capability(x.device) < 90:
+        return 64, 64, 0, 8, 1
     if columns == 192:
-        return 64, 128, 64, 8, stages
-    return 64, min(128, max(16, triton.next_power_of_2(columns))), 0, 8, stages
+        return 64, 128, 64, 8, 2
+    return 64, min(128, max(16, triton.next_power_of_2(columns))), 0, 8, 2
