@@ -225,3 +225,20 @@ def test_unknown_names():
         build("dpx")
     with pytest.raises(ModelError, match="no setting 'chanels'"):
         make_config("dpt", {"chanels": 3})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_for_inference_is_the_same_model(tiny_model, dtype):
+    with torch.no_grad():
+        for norm in (m for m in tiny_model.modules() if isinstance(m, nn.BatchNorm2d)):  # as after training
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                tensor.normal_()
+            norm.running_var.uniform_(0.5, 2)
+        noisy = torch.randn(2, 4000)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            torch.testing.assert_close(tiny_model.folded(dtype)(noisy), tiny_model(noisy), rtol=0, atol=0)
+
+
+def test_a_core_without_a_folded_form_stays_as_it_is():
+    model = build("crn").eval()
+    assert model.folded().core is model.core

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastenh.audio.files import MAX_CHANNELS
 from fastenh.audio.resampling import resample
+from fastenh.enhance.graphs import GraphedModel
 from fastenh.enhance.spans import Cutter, Joiner, Spans
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
@@ -49,7 +50,11 @@ class Enhancer:
     ) -> None:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.model = model.to(self.device).eval()
+        self.model = self._compute = model.to(self.device).eval()
+        if isinstance(model, SpectralModel):  # other modules run as they are
+            self._compute = model.folded(self.dtype)
+            if self.device.type == "cuda":
+                self._compute = GraphedModel(self._compute)
         # one window at a time stays in the caches of a CPU: 1.3 times as fast there as four
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 16)
         span, context = round(span_seconds * SAMPLE_RATE), round(context_seconds * SAMPLE_RATE)
@@ -113,7 +118,7 @@ class Enhancer:
     def _run(self, windows: list[np.ndarray]) -> list[np.ndarray]:
         batch = torch.from_numpy(np.stack(windows)).to(self.device)  # (windows, channels, samples)
         with torch.inference_mode(), self._autocast():
-            enhanced = self.model(batch.flatten(0, 1)).float().view(batch.shape)
+            enhanced = self._compute(batch.flatten(0, 1)).float().view(batch.shape)
         if not torch.isfinite(enhanced).all():
             raise EnhancementError("the model gave NaN or infinite samples; its weights may be damaged")
         return list(enhanced.cpu().numpy())
@@ -121,7 +126,7 @@ class Enhancer:
     def _autocast(self) -> AbstractContextManager[object]:
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=False)  # a graph must hold its own casts
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -54,6 +54,11 @@ class SpectralModel(nn.Module):
         self.core = core
         self.frontend = Frontend(hop)
 
+    def folded(self, dtype: torch.dtype = torch.float32) -> SpectralModel:
+        """The same for inference, its weights prepared for an autocast to ``dtype``, where the core has such a form."""
+        core = self.core.folded(dtype) if hasattr(self.core, "folded") else self.core
+        return SpectralModel(core, self.frontend.hop).to(self.frontend.window.device).eval()
+
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, L) at 16 kHz, any L >= 1 -> (B, L), level kept."""
         scaled, rms = normalise_level(waveform)

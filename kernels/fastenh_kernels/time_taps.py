@@ -176,7 +176,7 @@ def _launch(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None,
 def _tiles(columns: int, x: Tensor) -> tuple[int, int, int, int, int]:
     """(rows, columns, further columns, warps, stages) of a program."""
     if x.element_size() == 4:
-        return 32, 16, 0, 8, 1
+        return 16, 32, 0, 4, 1
     if capability(x.device) < 90:
         return 64, 64, 0, 8, 1
     if columns == 192:
