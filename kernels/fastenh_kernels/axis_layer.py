@@ -48,12 +48,13 @@ def norm_linear_kernel(
     b_wk = tl.load(p_weight + (C + o_n)[:, None] * C + o_c[None, :])
     b_wv = tl.load(p_weight + (2 * C + o_n)[:, None] * C + o_c[None, :])
     b_bq, b_bk, b_bv = row_of(p_bias, o_n), row_of(p_bias, C + o_n), row_of(p_bias, 2 * C + o_n)
-    for tile in tl.range(tl.program_id(0) // (C // N), tiles, programs):
-        o_m = (tile * M + tl.arange(0, M)).to(tl.int64)
-        m_m = o_m[:, None] < rows
-        b_x = tl.load(p_x + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
+    o_m = tl.arange(0, M)
+    for tile in tl.range((tl.program_id(0) // (C // N)).to(tl.int64), tiles, programs):
+        m_m = o_m[:, None] < rows - tile * M
+        p_rows = p_x + tile * (M * C)
+        b_x = tl.load(p_rows + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
         b_x = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_weight.dtype.element_ty)
-        p_y = p_out + o_m[:, None] * (3 * C) + o_n[None, :]
+        p_y = p_out + tile * (M * 3 * C) + o_m[:, None] * (3 * C) + o_n[None, :]
         b_y = tl.dot(b_x, tl.trans(b_wq), input_precision=PRECISION) + b_bq
         tl.store(p_y, b_y.to(p_out.dtype.element_ty), mask=m_m)
         b_y = tl.dot(b_x, tl.trans(b_wk), input_precision=PRECISION) + b_bk
@@ -101,13 +102,15 @@ def project_feed_forward_kernel(
     o_c = tl.arange(0, C)
     o_k = tl.arange(0, K)
     o_n = tl.arange(0, N)
-    for tile in tl.range(tl.program_id(0), tiles, programs, num_stages=1):
-        o_m = (tile * M + tl.arange(0, M)).to(tl.int64)
-        m_m = o_m[:, None] < rows
-        o_mc = o_m[:, None] * C + o_c[None, :]
-        b_x = tl.load(p_x + o_mc, mask=m_m, other=0.0).to(tl.float32) + row_of(p_out_bias, o_c)
+    o_m = tl.arange(0, M)
+    o_mc = o_m[:, None] * C + o_c[None, :]
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1):
+        m_m = o_m[:, None] < rows - tile * M
+        o_tile = tile * (M * C)
+        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32) + row_of(p_out_bias, o_c)
         for first in tl.range(0, C, K, num_stages=1):
-            b_a = tl.load(p_attended + o_m[:, None] * C + (first + o_k)[None, :], mask=m_m, other=0.0)  # [M, K]
+            p_a = p_attended + o_tile + o_m[:, None] * C + (first + o_k)[None, :]
+            b_a = tl.load(p_a, mask=m_m, other=0.0)  # [M, K]
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_x = tl.dot(b_a, tl.trans(b_w), b_x, input_precision=PRECISION)
         b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
@@ -119,7 +122,7 @@ def project_feed_forward_kernel(
             b_h = tl.maximum(b_h, 0.0).to(p_out_weight.dtype.element_ty)  # [M, N]
             b_down = _weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
-        tl.store(p_y + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
+        tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 
 def axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
@@ -176,7 +179,7 @@ def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor])
         up = TensorDescriptor.from_tensor(up_weight.contiguous(), [n, width])
         down = TensorDescriptor.from_tensor(down_weight.contiguous(), [width, n])
     else:
-        m, n, k, warps, stages = (64, 64, width, 4, 2) if x.element_size() == 2 else (32, 32, 32, 8, 1)
+        m, n, k, warps, stages = (64, 64, width, 8, 2) if x.element_size() == 2 else (32, 32, 32, 8, 1)
         up, down = up_weight.contiguous(), down_weight.contiguous()
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, processors(x.device))

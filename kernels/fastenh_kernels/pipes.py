@@ -27,7 +27,7 @@ DRAM_BYTES_S = {"H200": 4.3e12, "H100": 3.0e12}  # copies, as measured elsewhere
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]*)\s*(.*?);")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
-_WAIT = 8  # instructions: a loop as short as this around a barrier's test is a wait
+_WAIT = 4  # instructions: a loop shorter than this around a barrier's test is a wait
 _FP32_OPCODES = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2"}
 _SPECIAL_OPCODES = {"MUFU", "F2F", "I2F", "F2I"}
 _INTEGER_OPCODES = set(
@@ -172,13 +172,16 @@ def _weighted(
 
 def _loops(instructions: Sequence[tuple[str, str]], labels: dict[str, int]) -> Iterator[tuple[int, int]]:
     """Backward branches, but for waits at a barrier: short loops around its test, and the way back from them."""
+    wait = -1
     for last, (opcode, operands) in enumerate(instructions):
         target = _TARGET.search(operands)
         if opcode != "BRA" or not target:
             continue
         first = labels.get(target[1], last)
+        if first >= last:
+            continue
         body = [op for op, _ in instructions[first:last]]
-        waits = len(body) < _WAIT and any(op.startswith("SYNCS") for op in body)
-        returns = any(op.startswith("SYNCS.PHASECHK") for op in body[-2:])
-        if first < last and not waits and not returns:
+        if len(body) < _WAIT and any(op.startswith("SYNCS") for op in body):
+            wait = last
+        elif last != wait + 1:
             yield first, last
