@@ -10,17 +10,19 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from conftest import noise, voice
+from conftest import SAMPLES, noise, voice
 
 pytest.importorskip("triton")
 import fastenh_kernels
 
 from fastenh import Enhancer, ops
-from fastenh.evaluate.metrics import si_sdr
+from fastenh.evaluate.metrics import available, score, si_sdr
 from fastenh.models.dpt import DPTConfig
 from fastenh.models.registry import build
 from fastenh.ops import backend, reference
+from fastenh.ops.proof import disproof
 
 # Rounding of the result itself: a few units in the last place. float32 products are made of three TF32 products.
 FLOORS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -203,7 +205,9 @@ def test_encoder_front(target, bins, channels, frames, relu):
     check(lambda *tensors: fastenh_kernels.encoder_front(*tensors, relu), plain, (spectrum, weight, bias), target)
 
 
-@pytest.mark.parametrize(("bands", "bins", "channels"), [(65, 257, 64), (1, 2, 16), (3, 5, 16), (33, 129, 64), (9, 9, 32)])
+@pytest.mark.parametrize(
+    ("bands", "bins", "channels"), [(65, 257, 64), (1, 2, 16), (3, 5, 16), (33, 129, 64), (9, 9, 32)]
+)
 @pytest.mark.parametrize("frames", [1, 3, 19])
 def test_mask_head(target, bands, bins, channels, frames):
     torch.manual_seed(0)
@@ -278,6 +282,35 @@ def test_the_model_is_the_same_on_both_paths(interpreted):
     assert abs(si_sdr(ours, clean) - si_sdr(theirs, clean)) <= 0.02
 
 
+@pytest.mark.slow
+def test_the_shipped_model_scores_the_same_on_both_paths(interpreted):
+    """PESQ, STOI and SI-SDR of a sample, float32; on a GPU at full length: test_the_shipped_model_on_the_gpu."""
+    check_scores(*(shipped(name, "cpu", "float32", seconds=2.0) for name in ("interpret", "reference")), least=60)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 60), ("bfloat16", 35)])
+def test_the_shipped_model_on_the_gpu(dtype, least):
+    ours, theirs = (shipped(name, "cuda", dtype, seconds=None) for name in ("triton", "reference"))
+    check_scores(ours, theirs, least, scale=1 if dtype == "float32" else 10)
+
+
+def shipped(name, device, dtype, seconds):
+    """(enhanced, clean) of a sample by the shipped model on one backend."""
+    pair = [soundfile.read(SAMPLES / side / "english-babble.flac", dtype="float32")[0] for side in (".", "clean")]
+    noisy, clean = (x[: int(seconds * 16_000)] if seconds else x for x in pair)
+    with backend.use_backend(name):
+        return Enhancer.from_pretrained("dpt", device, dtype)(noisy, 16_000), clean
+
+
+def check_scores(ours, theirs, least, scale=1):
+    assert not np.array_equal(ours[0], theirs[0])  # the kernels did run
+    assert si_sdr(ours[0], theirs[0]) >= least
+    scores = [score(enhanced, clean, available()) for enhanced, clean in (ours, theirs)]
+    for metric, most in (("pesq", 0.005), ("stoi", 0.0005), ("si_sdr", 0.02)):
+        assert abs(scores[0][metric] - scores[1][metric]) <= most * scale, (metric, scores)
+
+
 def test_the_reference_serves_what_the_kernels_do_not(interpreted):
     qkv = randn(1, 2, 5, 96)
     assert backend.pick("axis_attention", qkv) is not reference.axis_attention
@@ -287,6 +320,33 @@ def test_the_reference_serves_what_the_kernels_do_not(interpreted):
     assert ops.axis_attention(randn(1, 2, 5, 24), 1, "time").shape == (1, 2, 5, 8)  # heads too narrow for a kernel
     with backend.use_backend("reference"):
         assert backend.pick("axis_attention", qkv) is reference.axis_attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_kernels_prove_themselves(interpreted, monkeypatch, dtype):
+    """What decides whether ``auto`` takes them: nothing wrong as they are; a wrong or failing one is named."""
+    assert disproof(torch.device("cpu"), dtype, frames=1) == ""
+    right = fastenh_kernels.encoder_conv
+    monkeypatch.setattr(fastenh_kernels, "encoder_conv", lambda *arguments: right(*arguments) * 1.1)
+    assert "encoder_conv is 1.0e-01 from the reference" in disproof(torch.device("cpu"), dtype, frames=1)
+    monkeypatch.setattr(fastenh_kernels, "encoder_conv", lambda *arguments: 1 / 0)
+    assert disproof(torch.device("cpu"), dtype, frames=1) == "encoder_conv fails (ZeroDivisionError: division by zero)"
+
+
+def test_automatic_choice_needs_the_proof(monkeypatch, caplog):
+    monkeypatch.setattr(backend, "_triton_obstacle", lambda *device: "")
+    gpu = torch.device("cuda", 0)
+    for found, name in (("", "triton"), ("mask_head is 1.0e+00 from the reference", "reference")):
+        backend._checked_obstacle.cache_clear()
+        monkeypatch.setattr(backend.proof, "disproof", lambda *arguments, found=found: found)
+        with caplog.at_level("INFO", logger="fastenh"):
+            choice = backend.choose(gpu)
+            backend.choose(gpu)
+        assert choice.name == name
+        assert found in choice.reason
+    backend._checked_obstacle.cache_clear()
+    assert len(caplog.records) == 2  # a line a device
+    assert "reference path, mask_head is" in caplog.text
 
 
 def test_every_kernel_compiles_without_spills():

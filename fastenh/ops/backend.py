@@ -1,13 +1,14 @@
 """Which implementation of the operations runs, and why.
 
-``FASTENH_BACKEND`` or ``use_backend`` force one. ``auto`` is the reference everywhere as yet: the Triton kernels pass
-in the interpreter and compile without spills, but none has run on a GPU. Whether a forced backend can run is found out
-before the first launch, never by an exception in the middle of a job.
+``FASTENH_BACKEND`` or ``use_backend`` force one. ``auto`` takes the Triton kernels on a GPU where they can run and
+equal the reference in a test of their own (``proof.py``, once a process), and the reference everywhere else. All of
+this is found out before the first launch, never by an exception in the middle of a job.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastenh.ops import reference
+from fastenh.ops import proof, reference
 
-_NOT_PROVEN = "the Triton kernels have not been run on a GPU yet; FASTENH_BACKEND=triton takes them"
+log = logging.getLogger("fastenh")
 BACKENDS = ("auto", "reference", "triton", "interpret")
 
 
@@ -60,7 +61,8 @@ def choose(device: torch.device) -> Choice:
     if asked == "reference":
         return Choice("reference", "asked for")
     if asked == "auto":
-        return Choice("reference", _NOT_PROVEN if device.type == "cuda" else f"no Triton kernels for {device.type}")
+        obstacle = _automatic_obstacle(device.type, device.index)
+        return Choice("reference", obstacle) if obstacle else Choice("triton", "equal to the reference on this GPU")
     obstacle = _obstacle(asked, device.type, device.index)
     if obstacle:
         raise BackendError(f"backend {asked!r} cannot run on {device}: {obstacle}; use auto or reference")
@@ -94,6 +96,22 @@ def _checked(name: str, source: str) -> str:
 @torch.compiler.assume_constant_result  # found out while torch.compile traces, no part of the graph
 def _obstacle(asked: str, device_type: str, index: int | None) -> str:
     return _interpreter_obstacle() if asked == "interpret" else _triton_obstacle(device_type, index)
+
+
+@torch.compiler.assume_constant_result
+def _automatic_obstacle(device_type: str, index: int | None) -> str:
+    return _checked_obstacle(device_type, index)
+
+
+@cache
+def _checked_obstacle(device_type: str, index: int | None) -> str:
+    """Why the reference runs, or nothing; asked once a device, and said in one line of the log."""
+    obstacle = _triton_obstacle(device_type, index)
+    if not obstacle:
+        device = torch.device(device_type, index)
+        obstacle = proof.disproof(device, torch.float32) or proof.disproof(device, torch.bfloat16)
+    log.info("%s: %s", device_type, f"reference path, {obstacle}" if obstacle else "Triton kernels")
+    return obstacle
 
 
 @cache

@@ -144,14 +144,15 @@ def forward_usage(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, Launch
 
 def pipes(path: str | None) -> None:
     """Print the table of the forward pass; write it to ``path``, too."""
+    columns = "".join(f" {pipe[:8]:>8}" for pipe in PIPES)
     print(f"triton {triton.__version__}; microseconds for a 3 s clip in a large batch, bfloat16, sm_90, estimated")
-    print(f"{'launch':40} {'GFLOP':>6} {'pad':>5} " + " ".join(f"{pipe[:8]:>8}" for pipe in PIPES) + "  H100dram  bound  estimate")
+    print(f"{'launch':40} {'GFLOP':>6} {'padded':>6}{columns} {'H100dram':>8} {'bound':>8} {'estimate':>8}")
     rows = []
     for name, launch, use in forward_usage():
         asked = launch.cost.flop / _CLIPS
-        padding = use.tensor_flop / asked if asked else 1.0
-        columns = " ".join(f"{use.microseconds[pipe]:8.2f}" for pipe in PIPES)
-        print(f"{name:40} {asked / 1e9:6.2f} {padding:5.2f} {columns} {use.dram_h100:9.2f} {use.bound:6.2f} {use.estimate:9.2f}", flush=True)
+        times = (*(use.microseconds[pipe] for pipe in PIPES), use.dram_h100, use.bound, use.estimate)
+        figures = f"{asked / 1e9:6.2f} {use.tensor_flop / asked if asked else 1:6.2f}"
+        print(f"{name:40} {figures}{''.join(f' {us:8.2f}' for us in times)}", flush=True)
         row = {"name": name, "kernel": launch.kernel.fn.__name__, "flop": asked, "tensor_flop": use.tensor_flop}
         row |= {"dram_bytes": use.dram_bytes, "pipes_us": use.microseconds, "bound_us": use.bound}
         rows.append(row | {"busiest": use.busiest, "estimated_us": use.estimate})

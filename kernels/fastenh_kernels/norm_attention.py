@@ -88,19 +88,19 @@ def norm_attention_kernel(
             values += (b_v,)
         for r in tl.static_range(BLOCKS):
             scores = ()
+            b_max = tl.full([M], float("-inf"), tl.float32)
             for i in tl.static_range(BLOCKS):
                 b_s = tl.dot(queries[r], tl.trans(keys[i]), input_precision=PRECISION)  # [M, M]
                 if i == BLOCKS - 1:
                     b_s = tl.where((i * M + tl.arange(0, M) < length)[None, :], b_s, float("-inf"))
-                b_top = tl.max(b_s, 1)
-                b_max = b_top if i == 0 else tl.maximum(b_max, b_top)
+                b_max = tl.maximum(b_max, tl.max(b_s, 1))
                 scores += (b_s,)
             b_max = b_max * SCALE
+            b_sum = tl.zeros([M], tl.float32)
             b_out = tl.zeros([M, D], tl.float32)
             for i in tl.static_range(BLOCKS):
                 b_p = tl.exp2(scores[i] * SCALE - b_max[:, None])
-                b_part = tl.sum(b_p, 1)
-                b_sum = b_part if i == 0 else b_sum + b_part
+                b_sum += tl.sum(b_p, 1)
                 b_out = tl.dot(b_p.to(p_weight.dtype.element_ty), values[i], b_out, input_precision=PRECISION)
             b_out = b_out * (1.0 / b_sum)[:, None]
             o_m = r * M + tl.arange(0, M)
@@ -120,7 +120,7 @@ def serves(x: Tensor, heads: int, axis: str) -> bool:
 def norm_attention(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor, heads: int,
                    axis: str, eps: float) -> Tensor:  # fmt: skip
     """Attention along F ("frequency") or T ("time") of LN(x), projected. Contiguous (B, T, F, C) -> the same."""
-    batch, frames, bands, channels = x.shape
+    channels = x.shape[3]
     inner, along = (1, 2) if axis == "frequency" else (2, 1)
     length = x.shape[along]
     out = torch.empty_like(x)
@@ -145,7 +145,7 @@ def norm_attention(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Te
         "BLOCKS": triton.cdiv(length, _ROWS),
         "PRECISION": dot_precision(x),
     }
-    programs = batch * x.shape[inner]
+    programs = x.shape[0] * x.shape[inner]
 
     def cost() -> Cost:
         flop = 2 * x.numel() * (3 * channels + 2 * length)

@@ -30,16 +30,18 @@ _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _WAIT = 4  # instructions: a loop shorter than this around a barrier's test is a wait
 _FP32_OPCODES = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2"}
 _SPECIAL_OPCODES = {"MUFU", "F2F", "I2F", "F2I"}
-_INTEGER_OPCODES = set(
-    "BMSK F2FP FCHK FLO FMNMX FSEL FSETP HMNMX2 HSETP2 I2FP IABS IADD3 IMNMX ISETP LEA LOP3 MOV P2R PLOP3 PRMT R2P "
-    "SEL SGXT SHF VIADD VIMNMX".split()
-)
-_MEMORY_OPCODES = set("ATOMG ATOMS LD LDG LDGSTS LDL LDS LDSM RED ST STG STL STS STSM".split())
+_INTEGER_OPCODES = {
+    "BMSK", "F2FP", "FCHK", "FLO", "FMNMX", "FSEL", "FSETP", "HMNMX2", "HSETP2", "I2FP", "IABS", "IADD3", "IMNMX",
+    "ISETP", "LEA", "LOP3", "MOV", "P2R", "PLOP3", "PRMT", "R2P", "SEL", "SGXT", "SHF", "VIADD", "VIMNMX",
+}  # fmt: skip
+_MEMORY_OPCODES = {
+    "ATOMG", "ATOMS", "LD", "LDG", "LDGSTS", "LDL", "LDS", "LDSM", "RED", "ST", "STG", "STL", "STS", "STSM",
+}  # fmt: skip
 ARITHMETIC = ("fp32", "integer", "special", "issue")
 PIPES = ("tensor", "operands", *ARITHMETIC, "shuffle", "load_store", "l2", "dram")
 
 
-class LoopsDiffer(RuntimeError):
+class LoopsDifferError(RuntimeError):
     """The machine code has loops that the launch does not know, or too few operations."""
 
 
@@ -67,7 +69,7 @@ class Usage:
 
 
 def usage(sass: str, launch: Launch, share: float) -> Usage:
-    """Pipes of a launch, times ``share`` (one clip's part of a batch). Raises ``LoopsDiffer``."""
+    """Pipes of a launch, times ``share`` (one clip's part of a batch). Raises ``LoopsDifferError``."""
     scale = launch.programs * share
     cycles, flop = _counted(sass, launch)
     microseconds = {pipe: count * scale / SMS / HERTZ * 1e6 for pipe, count in cycles.items()}
@@ -95,7 +97,7 @@ def _counted(sass: str, launch: Launch) -> tuple[dict[str, float], float]:
             matches.append((cycles, flop))
     if not matches:
         sizes = [last - first + 1 for first, last in loops]
-        raise LoopsDiffer(f"loops of {sizes} instructions do not match trip counts {launch.cost.loops}")
+        raise LoopsDifferError(f"loops of {sizes} instructions do not match trip counts {launch.cost.loops}")
     return min(matches, key=lambda match: match[1])
 
 

@@ -20,7 +20,9 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
     """A name and a launch for every kernel and configuration that the operations choose."""
     spectrum = _empty(4, 257, CLIP_FRAMES, dtype=torch.complex64)
     real = _empty(4, 257, CLIP_FRAMES, dtype=dtype)
-    cases = {f"complex_mask {a}": (fastenh_kernels.complex_mask, (real, spectrum, a)) for a in ("none", "sigmoid", "tanh")}
+    cases = {
+        f"complex_mask {a}": (fastenh_kernels.complex_mask, (real, spectrum, a)) for a in ("none", "sigmoid", "tanh")
+    }
     if dtype == torch.float32:
         for a in ("none", "tanh"):
             cases[f"complex_mask {a}, complex mask"] = (fastenh_kernels.complex_mask, (spectrum, spectrum, a))
@@ -50,9 +52,10 @@ def forward_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
     wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
     z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
     vector = _empty(head)
+    front_weight, conv_weight = _empty(front, 1, 3, 3, dtype=dtype), _empty(3, 3 * front, channels, dtype=dtype)
     cases: dict[str, Case] = {
-        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, _empty(front, 1, 3, 3, dtype=dtype), _empty(front), True)),
-        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, _empty(3, 3 * front, channels, dtype=dtype), _empty(channels), True)),
+        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, front_weight, _empty(front), True)),
+        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, conv_weight, _empty(channels), True)),
     }  # fmt: skip
     for number, axis in enumerate(("frequency", "time") * 2, 1):
         cases[f"layer {number}, {axis}"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, axis))

@@ -1,0 +1,40 @@
+"""Benchmarks: pytest benchmarks --benchmark-only. Without CUDA they measure the CPU, on one thread."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(1)
+    return torch.device("cpu")
+
+
+@pytest.fixture
+def timed(benchmark, device):
+    """Times a call, on CUDA up to the end of its kernels; says how many times faster than real time it is."""
+
+    def run(function, *arguments, clips: int, seconds: float = 3.0):
+        def call():
+            result = function(*arguments)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            return result
+
+        benchmark.extra_info["device"] = (
+            torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu, 1 thread"
+        )
+        result = benchmark.pedantic(call, rounds=5 if device.type == "cpu" else 30, warmup_rounds=2)
+        benchmark.extra_info["x_realtime"] = round(clips * seconds / benchmark.stats.stats.median, 1)
+        return result
+
+    return run

@@ -1,0 +1,21 @@
+"""Every operation by every implementation that can run here, at the shapes of 3 s clips."""
+
+import pytest
+import torch
+from cases import GPU_IMPLEMENTATIONS, OPERATIONS, arguments, conditions, dtype_of, implementations, operation
+
+
+@pytest.mark.parametrize("implementation", GPU_IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation(timed, benchmark, device, name, implementation):
+    if implementation not in implementations(device):
+        pytest.skip("needs CUDA")
+    benchmark.group = name
+    clips = 64 if device.type == "cuda" else 1
+    given = arguments(name, clips, dtype_of(implementation), device)
+    with (
+        conditions(implementation, device),
+        torch.autocast(device.type, torch.bfloat16, enabled="bf16" in implementation),
+    ):
+        result = timed(operation(name, implementation), *given, clips=clips)
+    assert torch.isfinite(torch.view_as_real(result) if result.is_complex() else result).all()
