@@ -71,6 +71,15 @@ def test_table_shows_the_best_number_of_clips_and_what_was_left_out(load):
     assert lines[-1] == "left out: model_forward: out of time"
 
 
+def test_what_tunes_itself_comes_last(load):
+    steps = load("gpu").steps()
+    compiled = [step[1] == "compile_bf16" for step in steps]
+    assert compiled == sorted(compiled)
+    assert any(compiled)
+    assert len(set(steps)) == len(steps)
+    assert ("model_forward", "eager_fp32", 1) in steps
+
+
 def test_shares_stand_beside_the_estimate(load):
     gpu = load("gpu")
     estimates = {"mask_head": {"estimated_us": 2.4, "bytes": 6e6, "flop": 5e8}}

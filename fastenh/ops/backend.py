@@ -118,7 +118,7 @@ def _checked_obstacle(device_type: str, index: int | None) -> str:
 def _triton_obstacle(device_type: str, index: int | None) -> str:
     """Why the kernels cannot run on this device, or nothing; asked once a device."""
     if device_type != "cuda":
-        return f"there are no Triton kernels for {device_type}"
+        return f"no Triton kernels for {device_type}"
     if torch.cuda.get_device_capability(index) < (8, 0):
         return "the GPU is older than compute capability 8.0"
     try:

@@ -38,12 +38,12 @@ def _scores(b_q, b_k, o_k, length, FULL: tl.constexpr, PRECISION: tl.constexpr):
 def _resident_rows(
     p_qkv, p_out, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
     K0: tl.constexpr, K1: tl.constexpr, M: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, FULL: tl.constexpr,
-    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows ``first`` to ``first + M`` against all keys."""
+    """Rows ``first`` to ``first + M``, all of them there where WHOLE, against all keys."""
     o_m = first + tl.arange(0, M)
     o_d = tl.arange(0, D)
-    m_m = o_m[:, None] < length
+    m_m = (o_m < length)[:, None] | WHOLE
     b_q = tl.load(p_qkv + o_m[:, None] * s_qkv + o_d[None, :], mask=m_m, other=0.0)  # [M, D]
     b_s0 = _scores(b_q, b_k0, tl.arange(0, K0), length, FULL, PRECISION)  # [M, K0]
     b_max = tl.max(b_s0, 1)
@@ -104,12 +104,14 @@ def resident_attention_kernel(
     whole = length if TAIL == 0 else length // M * M
     for first in tl.range(0, whole, M):
         _resident_rows(
-            p_qkv, p_out, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL, PRECISION
-        )
+            p_qkv, p_out, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL, TAIL > 0,
+            PRECISION,
+        )  # fmt: skip
     if TAIL > 0:
         _resident_rows(
-            p_qkv, p_out, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL, PRECISION
-        )
+            p_qkv, p_out, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL, False,
+            PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["inner", "length", "row_blocks"])

@@ -68,7 +68,8 @@ def norm_attention_kernel(
     rows = ()
     for i in tl.static_range(BLOCKS):
         o_m = i * M + tl.arange(0, M)
-        b_x = tl.load(p_x + o_m[:, None] * s + o_c[None, :], mask=o_m[:, None] < length, other=0.0).to(tl.float32)
+        m_m = (o_m < length)[:, None] | (i < BLOCKS - 1)  # only the last block can end early
+        b_x = tl.load(p_x + o_m[:, None] * s + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)
         b_x = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
         rows += (b_x.to(p_weight.dtype.element_ty),)  # [M, C]
     for h in tl.range(0, H):
@@ -105,7 +106,8 @@ def norm_attention_kernel(
             b_out = b_out * (1.0 / b_sum)[:, None]
             o_m = r * M + tl.arange(0, M)
             p_o = p_out + o_m[:, None] * s + (h * D + o_d)[None, :]
-            tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=o_m[:, None] < length)
+            m_m = (o_m < length)[:, None] | (r < BLOCKS - 1)
+            tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=m_m)
 
 
 def serves(x: Tensor, heads: int, axis: str) -> bool:
