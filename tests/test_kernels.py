@@ -291,7 +291,8 @@ def test_the_shipped_model_scores_the_same_on_both_paths(interpreted):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 60), ("bfloat16", 35)])
 def test_the_shipped_model_on_the_gpu(dtype, least):
-    ours, theirs = (shipped(name, "cuda", dtype, seconds=None) for name in ("triton", "reference"))
+    with torch.backends.cudnn.flags(allow_tf32=False):  # of the reference's convolutions
+        ours, theirs = (shipped(name, "cuda", dtype, seconds=None) for name in ("triton", "reference"))
     check_scores(ours, theirs, least, scale=1 if dtype == "float32" else 10)
 
 
@@ -352,11 +353,11 @@ def test_automatic_choice_needs_the_proof(monkeypatch, caplog):
 def test_every_kernel_compiles_without_spills():
     """The gate of ``python -m fastenh_kernels.cubins``, in a process of its own: here the kernels are interpreted."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "fastenh_kernels.cubins", "--arch", "sm_90"]
+    command = [sys.executable, "-m", "fastenh_kernels.cubins"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every kernel passes the gate" in done.stdout
-    assert done.stdout.count("sm_90") >= 30
+    assert min(done.stdout.count("sm_80"), done.stdout.count("sm_90")) >= 60
 
 
 def test_the_core_on_kernels_is_one_graph_and_exports(interpreted):

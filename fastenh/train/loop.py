@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastenh.data.feed import prefetch
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SpectralModel
+from fastenh.ops import backend
 from fastenh.train.losses import EnhancementLoss
 from fastenh.train.memory import keep_freed_memory
 from fastenh.train.recipe import Recipe, to_values
@@ -71,6 +72,7 @@ class Trainer:
         if device.type == "cpu":
             keep_freed_memory()
         if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
+            backend.choose(device)  # the kernels' own test, before anything is traced
             self.model.core.compile()
 
     # --- state -----------------------------------------------------------------------------------------------------

@@ -119,7 +119,11 @@ def gate(arches: Sequence[int]) -> int:
     print(f"triton {triton.__version__}\n{'kernel':52} {'arch':6} {'reg':>4} {'spills':>6} {'shared':>7} {'mma':>4}")
     for arch in arches:
         for dtype in _DTYPES:
+            done = set()
             for name, launch in shipped_launches(dtype, arch):
+                if _code(launch) in done:
+                    continue
+                done.add(_code(launch))
                 cubin = compile_launch(launch, arch)
                 figures = f"{cubin.registers:4} {cubin.spills:6} {cubin.shared:7} {cubin.tensor_core:4}"
                 label = f"{name}, {str(dtype).removeprefix('torch.')}"
@@ -134,12 +138,17 @@ def forward_usage(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, Launch
     cubins: dict[str, Cubin] = {}
     steps = []
     for name, launch in forward_launches(dtype, _CLIPS):
-        key = f"{launch.kernel.fn.__name__} {launch.arguments}"  # layers of an axis share their code
-        key = re.sub(r"tensor\(.*?\)", "", key)
+        key = _code(launch)
         if key not in cubins:
             cubins[key] = compile_launch(launch, 90)
         steps.append((name, launch, usage(cubins[key].sass, launch, 1 / _CLIPS)))
     return steps
+
+
+def _code(launch: Launch) -> str:
+    """Equal for launches that share their machine code: the layers of an axis, for one."""
+    values = {name: str(getattr(value, "dtype", value)) for name, value in launch.arguments.items()}
+    return f"{launch.kernel.fn.__name__} {launch.num_warps} {launch.num_stages} {values}"
 
 
 def pipes(path: str | None) -> None:
