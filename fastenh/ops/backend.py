@@ -11,7 +11,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -72,19 +72,17 @@ def choose(device: torch.device) -> Choice:
 def pick(name: str, *tensors: Tensor) -> Callable[..., Any]:
     """The function that does operation ``name`` with these tensors.
 
-    The kernels have no backward pass yet and do not count in float64: the reference serves where a gradient is
-    needed, where a tensor is float64, and for the operations that no kernel does.
+    The kernels do not count in float64, and few have a backward pass yet: the reference serves where a tensor is
+    float64, where a gradient is needed that no kernel gives, and for the operations that no kernel does.
     """
-    if choose(tensors[0].device).name == "reference" or not _kernels_serve(tensors):
+    double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
+    if double or choose(tensors[0].device).name == "reference":
         return getattr(reference, name)
     from fastenh.ops import kernels  # Triton may be absent where nobody asks for it
 
-    return getattr(kernels, name, None) or getattr(reference, name)
-
-
-def _kernels_serve(tensors: Sequence[Tensor]) -> bool:
     gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not gradient and all(tensor.dtype not in (torch.float64, torch.complex128) for tensor in tensors)
+    serves = hasattr(kernels, name) and (not gradient or name in kernels.DIFFERENTIABLE)
+    return getattr(kernels if serves else reference, name)
 
 
 def _checked(name: str, source: str) -> str:

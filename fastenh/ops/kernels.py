@@ -1,12 +1,13 @@
-"""The Triton kernels as PyTorch operators, forward only: ``torch.compile`` and ``torch.export`` take each as a whole.
+"""The Triton kernels as PyTorch operators: ``torch.compile`` and ``torch.export`` take each as a whole.
 
-What a kernel does not serve (odd widths, dropout) goes to the reference. Imported when a backend with kernels is
-chosen, never before: Triton may be absent.
+What a kernel does not serve (odd widths, dropout) goes to the reference, and so do gradients but those of attention.
+Imported when a backend with kernels is chosen, never before: Triton may be absent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import fastenh_kernels
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from fastenh.ops import reference
 from fastenh.ops.types import Activation, Axis, AxisLayerWeights
 
+DIFFERENTIABLE = ("axis_attention", "axis_layer")  # where a gradient is needed, too
 _WIDTHS = (16, 32, 64, 128)
 
 
@@ -36,6 +38,28 @@ def _axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
 @_axis_attention.register_fake
 def _(qkv: Tensor, heads: int, axis: str) -> Tensor:
     return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
+
+
+@torch.library.custom_op("fastenh::axis_attention_backward", mutates_args=())
+def _axis_attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, heads: int, axis: str) -> Tensor:
+    return fastenh_kernels.axis_attention_backward(grad, qkv, out, heads, axis)
+
+
+@_axis_attention_backward.register_fake
+def _(grad: Tensor, qkv: Tensor, out: Tensor, heads: int, axis: str) -> Tensor:
+    return torch.empty_like(qkv)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, int, str], output: Tensor) -> None:
+    qkv, ctx.heads, ctx.axis = inputs
+    ctx.save_for_backward(qkv, output)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return _axis_attention_backward(grad, *ctx.saved_tensors, ctx.heads, ctx.axis), None, None
+
+
+_axis_attention.register_autograd(_gradient, setup_context=_keep)
 
 
 @torch.library.custom_op("fastenh::mask_head", mutates_args=())
@@ -114,7 +138,9 @@ def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tenso
 
 def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float) -> Tensor:
     width, hidden = x.shape[-1], weights.up_weight.shape[0]
-    if dropout or width not in (64, 128) or hidden % 64 or width // heads not in _WIDTHS:
+    odd = width not in (64, 128) or hidden % 64 or width // heads not in _WIDTHS
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
+    if dropout or odd or gradient:
         return reference.axis_layer(x, weights, heads, axis, dropout, attention=axis_attention)
     x = x.to(_autocast_dtype(x))
     return _axis_layer(x, [w.to(x.dtype) if w.ndim == 2 else w for w in weights], heads, axis)

@@ -19,7 +19,7 @@ _CHANNELS, _HEADS, _HIDDEN, _FRONT, _HEAD, _BINS, _BANDS = 128, 4, 512, 32, 64, 
 def disproof(device: torch.device, dtype: torch.dtype, frames: int = 188) -> str:
     """What is wrong with the kernels on ``device`` in ``dtype``, in words; nothing where they equal the reference."""
     exact = torch.backends.cudnn.flags(allow_tf32=False)
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False), exact, _full_precision():
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), exact, _full_precision():
         for name, ours, theirs, arguments in _cases(device, dtype, frames):
             try:
                 result = ours(*arguments)
@@ -63,8 +63,10 @@ def _cases(device: torch.device, dtype: torch.dtype, frames: int) -> Iterator[tu
     yield "encoder_conv", kernels.encoder_conv, reference.encoder_conv, (*conv, True)
     yield "decoder_taps", kernels.decoder_taps, reference.decoder_taps, (x, x, 0.1 * rand(3, _CHANNELS, 3 * _HEAD))
     yield "mask_head", kernels.mask_head, reference.mask_head, head
+    gradient = (rand(1, frames, _BANDS, 3 * _CHANNELS), rand(1, frames, _BANDS, _CHANNELS))
     for axis in ("frequency", "time"):
         yield f"axis_layer along {axis}", *_layer(kernels, axis), (x, *_layer_weights(rand))
+        yield f"gradient of axis_attention along {axis}", *_attention_gradient(kernels, axis), gradient
 
 
 def _layer(kernels: object, axis: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
@@ -73,6 +75,18 @@ def _layer(kernels: object, axis: str) -> tuple[Callable[..., Tensor], Callable[
 
     def theirs(x: Tensor, *weights: Tensor) -> Tensor:
         return reference.axis_layer(x, AxisLayerWeights(*weights), _HEADS, axis, 0.0)
+
+    return ours, theirs
+
+
+def _attention_gradient(kernels: object, axis: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    def ours(qkv: Tensor, grad: Tensor) -> Tensor:
+        return kernels.axis_attention_backward(grad, qkv, kernels.axis_attention(qkv, _HEADS, axis), _HEADS, axis)
+
+    def theirs(qkv: Tensor, grad: Tensor) -> Tensor:
+        with torch.enable_grad():
+            qkv = qkv.detach().requires_grad_()
+            return torch.autograd.grad(reference.axis_attention(qkv, _HEADS, axis, 0.0), qkv, grad)[0]
 
     return ours, theirs
 

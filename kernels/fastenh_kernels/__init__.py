@@ -7,6 +7,7 @@ block of values, ``o_`` offsets, ``m_`` a mask, ``s_`` a stride. Arithmetic is i
 import triton
 
 from fastenh_kernels.axis_attention import axis_attention
+from fastenh_kernels.axis_attention_backward import axis_attention_backward
 from fastenh_kernels.axis_layer import axis_layer
 from fastenh_kernels.complex_mask import complex_mask
 from fastenh_kernels.encoder_front import encoder_front
@@ -18,6 +19,7 @@ INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels are dec
 __all__ = [
     "INTERPRETED",
     "axis_attention",
+    "axis_attention_backward",
     "axis_layer",
     "complex_mask",
     "decoder_taps",

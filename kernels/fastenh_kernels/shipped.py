@@ -27,10 +27,12 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
         for a in ("none", "tanh"):
             cases[f"complex_mask {a}, complex mask"] = (fastenh_kernels.complex_mask, (spectrum, spectrum, a))
     for frames, bands in ((CLIP_FRAMES, 65), (12, 33), (60, 129), (100, 257)):
-        qkv = _empty(4, frames, bands, 384, dtype=dtype)
+        qkv, out = (_empty(4, frames, bands, width, dtype=dtype) for width in (384, 128))
         for axis in ("frequency", "time"):
             length = bands if axis == "frequency" else frames
             cases[f"axis_attention {length} of {axis}"] = (fastenh_kernels.axis_attention, (qkv, 4, axis))
+            backward = (out, qkv, out, 4, axis)
+            cases[f"backward, {length} of {axis}"] = (fastenh_kernels.axis_attention_backward, backward)
     for frames in (60, 120, 400):
         x = _empty(4, frames, 65, 128, dtype=dtype)
         cases[f"axis_layer {frames} of time"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, "time"))
