@@ -54,19 +54,45 @@ def is_audio_name(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
-def read(path: Path) -> tuple[np.ndarray, Encoding]:
-    """(samples float32 (C, L), encoding). Raises ``AudioError``."""
-    with _opened(path) as file:
+class Reader:
+    """An open sound file."""
+
+    def __init__(self, path: Path, file: soundfile.SoundFile) -> None:
+        self.path, self._file = path, file
+        tags = {key: value for key, value in file.copy_metadata().items() if value}
+        self.encoding = Encoding(file.samplerate, file.channels, file.format, file.subtype, file.endian, tags)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """float32 (C, n) to the end: the frame count of a header can be missing, an estimate, or a lie.
+
+        Raises ``AudioError``.
+        """
+        while True:
+            with _readable(self.path):
+                block = self._file.read(_BLOCK, dtype="float32", always_2d=True)
+            if not block.size:
+                return
+            yield np.ascontiguousarray(block.T)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Reader]:
+    """Raises ``AudioError``."""
+    with _readable(path):
+        file = soundfile.SoundFile(path)
+    with file:
         if file.channels > MAX_CHANNELS:
             raise AudioError(f"{path}: {file.channels} channels in the header, more than {MAX_CHANNELS}: not plausible")
-        # In blocks to the end: the frame count of a header can be missing, an estimate, or a lie.
-        blocks = []
-        while (block := file.read(_BLOCK, dtype="float32", always_2d=True)).size:
-            blocks.append(block)
-        tags = {key: value for key, value in file.copy_metadata().items() if value}
-        encoding = Encoding(file.samplerate, file.channels, file.format, file.subtype, file.endian, tags)
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, encoding.channels), np.float32)
-    return np.ascontiguousarray(samples.T), encoding
+        with _readable(path):
+            reader = Reader(path, file)
+        yield reader
+
+
+def read(path: Path) -> tuple[np.ndarray, Encoding]:
+    """(samples float32 (C, L), encoding). Raises ``AudioError``."""
+    with reading(path) as reader:
+        empty = np.zeros((reader.encoding.channels, 0), np.float32)
+        return np.concatenate([empty, *reader.blocks()], axis=1), reader.encoding
 
 
 def read_mono(path: Path, sample_rate: int) -> np.ndarray:
@@ -77,26 +103,48 @@ def read_mono(path: Path, sample_rate: int) -> np.ndarray:
 
 def count_frames(path: Path) -> int:
     """Frames by the header. Raises ``AudioError``."""
-    with _opened(path) as file:
+    with _readable(path), soundfile.SoundFile(path) as file:
         return file.frames
 
 
-def write(path: Path, samples: np.ndarray, encoding: Encoding) -> list[str]:
-    """Write (C, L) samples atomically. Returns warnings: a sample format replaced, samples clipped.
+class Writer:
+    """A sound file that is being written. ``warnings`` are complete when the file is closed."""
 
-    Raises ``AudioError`` where the container cannot hold them.
+    def __init__(self, path: Path, file: soundfile.SoundFile, subtype: str, encoding: Encoding) -> None:
+        self.path, self._file, self._encoding = path, file, encoding
+        self._clips = subtype not in _FLOAT_SUBTYPES
+        self._clipped = 0
+        self.warnings: list[str] = []
+        if subtype != encoding.subtype:
+            self.warnings.append(f"{encoding.container} cannot be written as {encoding.subtype}: {subtype} taken")
+
+    def write(self, samples: np.ndarray) -> None:
+        """(C, n). Raises ``AudioError``."""
+        if self._clips:
+            self._clipped += int(np.count_nonzero(np.abs(samples) > 1.0))
+        with _writable(self.path, self._encoding):
+            for first in range(0, samples.shape[1], _BLOCK):  # libvorbis overflows its stack on a long block
+                self._file.write(samples[:, first : first + _BLOCK].T)
+
+    def close(self) -> None:
+        with _writable(self.path, self._encoding):
+            self._file.close()
+        if self._clipped:
+            self.warnings.append(f"{self._clipped} samples clipped at full scale")
+
+
+@contextmanager
+def writing(path: Path, encoding: Encoding) -> Iterator[Writer]:
+    """A file that takes its name when the context ends well: a sample format that cannot be is replaced.
+
+    Raises ``AudioError`` where the container cannot hold it.
     """
-    warnings = []
     subtype = encoding.subtype
     if not soundfile.check_format(encoding.container, subtype, encoding.endian):
         subtype = soundfile.default_subtype(encoding.container)
-        warnings.append(f"{encoding.container} cannot be written as {encoding.subtype}: {subtype} taken")
-    clipped = 0 if subtype in _FLOAT_SUBTYPES else int(np.count_nonzero(np.abs(samples) > 1.0))
-    if clipped:
-        warnings.append(f"{clipped} samples clipped at full scale")
     with _replacing(path) as temporary:
-        try:
-            with soundfile.SoundFile(
+        with _writable(path, encoding):
+            file = soundfile.SoundFile(
                 temporary,
                 "w",
                 encoding.sample_rate,
@@ -104,25 +152,41 @@ def write(path: Path, samples: np.ndarray, encoding: Encoding) -> list[str]:
                 subtype=subtype,
                 endian=encoding.endian,
                 format=encoding.container,
-            ) as file:
-                for key, value in encoding.tags.items():
-                    with suppress(soundfile.LibsndfileError):  # not every container holds every tag
-                        setattr(file, key, value)
-                for first in range(0, samples.shape[1], _BLOCK):  # libvorbis overflows its stack on a long block
-                    file.write(samples[:, first : first + _BLOCK].T)
-        except (soundfile.LibsndfileError, ValueError, TypeError) as error:
-            what = f"{encoding.container}/{subtype}, {encoding.sample_rate} Hz, {encoding.channels} channels"
-            raise AudioError(f"{path}: cannot be written as {what} ({_reason(error)})") from error
-    return warnings
+            )
+        with file:
+            for key, value in encoding.tags.items():
+                with suppress(soundfile.LibsndfileError):  # not every container holds every tag
+                    setattr(file, key, value)
+            writer = Writer(path, file, subtype, encoding)
+            yield writer
+            writer.close()
+
+
+def write(path: Path, samples: np.ndarray, encoding: Encoding) -> list[str]:
+    """Write (C, L) samples atomically. Returns warnings: a sample format replaced, samples clipped.
+
+    Raises ``AudioError`` where the container cannot hold them.
+    """
+    with writing(path, encoding) as writer:
+        writer.write(samples)
+    return writer.warnings
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+def _readable(path: Path) -> Iterator[None]:
     try:
-        with soundfile.SoundFile(path) as file:
-            yield file
+        yield
     except (soundfile.LibsndfileError, OSError, ValueError, TypeError) as error:
         raise AudioError(f"{path}: cannot be read as sound ({_reason(error)})") from error
+
+
+@contextmanager
+def _writable(path: Path, encoding: Encoding) -> Iterator[None]:
+    try:
+        yield
+    except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+        what = f"{encoding.container}/{encoding.subtype}, {encoding.sample_rate} Hz, {encoding.channels} channels"
+        raise AudioError(f"{path}: cannot be written as {what} ({_reason(error)})") from error
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastenh.audio.files import MAX_CHANNELS
-from fastenh.audio.resampling import resample
+from fastenh.audio.resampling import Resampler
+from fastenh.enhance.blend import Blend
 from fastenh.enhance.graphs import GraphedModel
 from fastenh.enhance.spans import Cutter, Joiner, Spans
 from fastenh.models import checkpoint
@@ -79,27 +80,39 @@ class Enhancer:
             raise ValueError(f"a waveform is (samples,) or (channels, samples), not {samples.shape}")
         if sample_rate <= 0:
             raise ValueError(f"sample_rate must be positive, not {sample_rate}")
-        noisy = np.atleast_2d(np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0))
-        enhanced = self._enhance(noisy, sample_rate)
-        if atten_lim_db is not None:
-            kept = 10.0 ** (-abs(atten_lim_db) / 20.0)
-            enhanced = enhanced + kept * (noisy - enhanced)
-        enhanced = enhanced.reshape(samples.shape)
+        noisy = np.atleast_2d(samples.astype(np.float32))
+        blocks = self.stream([noisy], noisy.shape[0], sample_rate, atten_lim_db)
+        enhanced = np.concatenate([noisy[:, :0], *blocks], axis=1).reshape(samples.shape)
         if isinstance(waveform, Tensor):
             return torch.from_numpy(enhanced).to(waveform.device, waveform.dtype)
         return enhanced
 
-    def _enhance(self, noisy: np.ndarray, sample_rate: int) -> np.ndarray:
-        length = noisy.shape[1]
-        blocks = list(self.stream([resample(noisy, sample_rate, SAMPLE_RATE)], noisy.shape[0]))
-        enhanced = np.concatenate([np.zeros((noisy.shape[0], 0), np.float32), *blocks], axis=1)
-        return resample(enhanced, SAMPLE_RATE, sample_rate, length)
+    def stream(
+        self,
+        blocks: Iterable[np.ndarray],
+        channels: int,
+        sample_rate: int = SAMPLE_RATE,
+        atten_lim_db: float | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Enhances a recording that comes in blocks (channels, n): yields blocks, in all as many samples.
 
-    def stream(self, blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
-        """Enhances a recording at 16 kHz that comes in blocks (channels, n): yields blocks, in all as many samples.
-
-        Holds no more than a batch of windows; the result does not depend on how the recording is cut into blocks.
+        Holds no more than a batch of windows, however long the recording. Otherwise as ``__call__``.
         """
+        blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
+        down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
+        nothing = np.zeros((channels, 0), np.float32)
+
+        def at_16_khz() -> Iterator[np.ndarray]:
+            for block in blocks:
+                yield down.feed(blend.take(block))
+            yield down.feed(nothing, last=True)
+
+        for enhanced in self._windows(at_16_khz(), channels):
+            yield blend.give(up.feed(enhanced))
+        yield blend.give(up.feed(nothing, last=True), last=True)
+
+    def _windows(self, blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
+        """At 16 kHz. The result does not depend on how the recording is cut into blocks."""
         cutter, joiner = Cutter(self.spans, channels), Joiner(self.spans)
         waiting: list[np.ndarray] = []
         for block in blocks:

@@ -14,6 +14,8 @@ from fastenh.audio.files import AudioError
 from fastenh.enhance.enhancer import EnhancementError, Enhancer
 
 DEFAULT_SUFFIX = "-enhanced"
+_AUDIBLE = 1e-6  # mean square: -60 dBFS
+_LOST = 1e-12  # of the input's energy: no noise suppression takes 120 dB off speech or noise
 
 
 class JobError(ValueError):
@@ -125,13 +127,35 @@ def run(
 
 
 def _enhance_file(task: Task, enhancer: Enhancer, atten_lim_db: float | None) -> Result:
-    noisy, encoding = files.read(task.source)
-    warnings = []
-    invalid = int(np.count_nonzero(~np.isfinite(noisy)))
-    if invalid:
-        warnings.append(f"{invalid} NaN or infinite samples taken as silence")
-    enhanced = enhancer(noisy, encoding.sample_rate, atten_lim_db)
-    task.target.parent.mkdir(parents=True, exist_ok=True)
-    warnings += files.write(task.target, enhanced, encoding)
-    seconds = noisy.shape[1] / encoding.sample_rate
-    return Result(task.source, task.target, "enhanced", audio_seconds=seconds, warnings=warnings)
+    """In blocks from file to file: a recording of any length takes the same memory."""
+    with files.reading(task.source) as reader:
+        encoding = reader.encoding
+        given, got = Tally(), Tally()
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        with files.writing(task.target, encoding) as writer:
+            noisy = map(given.count, reader.blocks())
+            for block in enhancer.stream(noisy, encoding.channels, encoding.sample_rate, atten_lim_db):
+                writer.write(got.count(block))
+            if given.energy > _AUDIBLE * given.values and got.energy < _LOST * given.energy:
+                raise EnhancementError("the model made silence of it; its weights may be damaged")
+    warnings = [f"{given.invalid} NaN or infinite samples taken as silence"] if given.invalid else []
+    seconds = given.frames / encoding.sample_rate
+    return Result(task.source, task.target, "enhanced", audio_seconds=seconds, warnings=warnings + writer.warnings)
+
+
+@dataclass
+class Tally:
+    """What passed, block by block."""
+
+    frames: int = 0
+    values: int = 0
+    invalid: int = 0  # NaN or infinite
+    energy: float = 0.0  # of the others
+
+    def count(self, block: np.ndarray) -> np.ndarray:
+        finite = np.isfinite(block)
+        self.frames += block.shape[1]
+        self.values += block.size
+        self.invalid += block.size - int(np.count_nonzero(finite))
+        self.energy += float(np.square(block, where=finite, out=np.zeros(block.shape)).sum())
+        return block

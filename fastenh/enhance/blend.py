@@ -1,0 +1,34 @@
+"""The input beside its enhanced form, block by block: for a share of it, and for its length to the sample."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Blend:
+    """Keeps the input until its enhanced form comes, and gives the output: ``share`` of the one, the rest the other."""
+
+    def __init__(self, channels: int, share: float = 0.0) -> None:
+        self.share = share
+        self._waiting = np.zeros((channels, 0), np.float32)  # input whose enhanced form is not there yet
+        self._missing = 0  # frames of output that are owed
+
+    def take(self, block: np.ndarray) -> np.ndarray:
+        """The input (C, n), its NaN and infinite samples as silence."""
+        block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+        self._missing += block.shape[1]
+        if self.share:
+            self._waiting = np.concatenate([self._waiting, block], axis=1)
+        return block
+
+    def give(self, enhanced: np.ndarray, last: bool = False) -> np.ndarray:
+        """The output that ``enhanced`` (C, n) brings; the last one completes the length, or is cut to it."""
+        enhanced = enhanced[:, : self._missing]
+        if last:
+            enhanced = np.pad(enhanced, ((0, 0), (0, self._missing - enhanced.shape[1])))
+        count = enhanced.shape[1]
+        self._missing -= count
+        if not self.share:
+            return enhanced
+        noisy, self._waiting = self._waiting[:, :count], self._waiting[:, count:]
+        return enhanced + self.share * (noisy - enhanced)
