@@ -9,9 +9,12 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from conftest import SAMPLES, noise, voice
+from torch import nn
 
+from fastenh import Enhancer
 from fastenh.audio.files import read
 from fastenh.cli import main
+from fastenh.enhance import job, manifest
 
 
 @pytest.fixture
@@ -35,7 +38,9 @@ def folder(tmp_path):
 
 
 def tree(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Names of the files below a folder, without the manifests."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != manifest.NAME)
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def test_folder_beside_its_input(run, folder):
@@ -80,6 +85,48 @@ def test_existing_outputs_are_skipped_unless_overwritten(run, folder):
     assert target.read_bytes() == b"mine"
     run(folder, "--overwrite")
     assert target.read_bytes() != b"mine"
+
+
+def test_what_changed_is_made_again_and_the_rest_is_not(run, folder, tmp_path):
+    out, report = tmp_path / "out", tmp_path / "report.json"
+    run(folder, "-o", out)
+    before = {name: (out / name).read_bytes() for name in tree(out)}
+    assert "2 skipped" in run(folder, "-o", out)
+    soundfile.write(folder / "a.wav", voice(8001), 16_000)
+    assert "1 files enhanced (1 again: input or settings changed), 1 skipped" in run(folder, "-o", out)
+    assert soundfile.info(out / "a.wav").frames == 8001
+    assert "2 files enhanced (2 again" in run(folder, "-o", out, "--atten-lim", "6", "--report", report)
+    assert {f["again"] for f in json.loads(report.read_text())["files"]} == {"other settings: atten_lim_db"}
+    run(folder, "-o", out)
+    assert (out / "deep" / "ü b.flac").read_bytes() == before["deep/ü b.flac"]
+
+
+def test_a_job_goes_on_where_it_was_stopped(run, folder, tmp_path):
+    out = tmp_path / "out"
+    run(folder, "-o", out)
+    whole = {name: (out / name).read_bytes() for name in tree(out)}
+    lines = (out / manifest.NAME).read_text().splitlines()
+    assert len(lines) == 2
+    (out / "deep" / "ü b.flac").unlink()
+    (out / manifest.NAME).write_text(lines[0] + "\n" + lines[1][:40])  # cut short while writing
+    assert "1 files enhanced, 1 skipped" in run(folder, "-o", out)
+    assert {name: (out / name).read_bytes() for name in tree(out)} == whole
+    (out / manifest.NAME).write_text('[1]\n{"target": "a.wav"}\n\x00\n')
+    assert "2 skipped" in run(folder, "-o", out)
+
+
+def test_a_model_that_loses_the_sound_is_reported_and_nothing_written(tmp_path):
+    class Mute(nn.Module):
+        def forward(self, waveform):
+            return waveform * 0
+
+    soundfile.write(tmp_path / "a.wav", voice(20_000), 16_000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(5000), 16_000)
+    tasks = [job.Task(tmp_path / name, tmp_path / "out" / name) for name in ("a.wav", "silent.wav")]
+    lost, silent = job.run(tasks, Enhancer(Mute(), "cpu"))
+    assert (lost.status, silent.status) == ("failed", "enhanced")
+    assert "a.wav: the model made silence of it" in lost.error
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["silent.wav"]
 
 
 def test_an_input_is_never_replaced(run, folder):

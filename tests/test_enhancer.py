@@ -1,7 +1,12 @@
 """The Python interface: shapes, spans around a model, level, odd input."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import noise, voice
 from torch import nn
@@ -80,6 +85,49 @@ def test_streaming_equals_in_memory(tiny_model, block):
     blocks = [signal[:, i : i + block] for i in range(0, signal.shape[1], block)]
     streamed = np.concatenate(list(enhancer.stream(blocks, channels=1)), axis=1)
     np.testing.assert_array_equal(streamed, enhancer(signal, 16_000))
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
+@pytest.mark.parametrize("limit", [None, 12.0])
+def test_streaming_at_any_rate_equals_in_memory(tiny_model, rate, limit):
+    enhancer = short_spans(tiny_model)
+    for length in (1, 7001, 2 * rate + 1):
+        signal = np.stack([voice(length, seed, rate) for seed in range(2)])
+        whole = enhancer(signal, rate, limit)
+        blocks = (signal[:, i : i + 5000] for i in range(0, length, 5000))
+        streamed = np.concatenate(list(enhancer.stream(blocks, 2, rate, limit)), axis=1)
+        assert streamed.shape == whole.shape == signal.shape
+        np.testing.assert_allclose(streamed, whole, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_length(tmp_path):
+    """Peak memory of a job over half an hour is that of one over two minutes (50 MB of slack)."""
+    peaks = []
+    for minutes in (2, 30):
+        path = tmp_path / f"{minutes}.wav"
+        with soundfile.SoundFile(path, "w", 16_000, 1) as file:
+            for _ in range(minutes):
+                file.write(voice(960_000) + noise(960_000))
+        command = [sys.executable, "-c", PEAK, str(Path(__file__).parent), str(path), str(tmp_path / "out.wav")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout))
+        assert soundfile.info(tmp_path / "out.wav").frames == minutes * 960_000
+        (tmp_path / "out.wav").unlink()
+    assert peaks[1] < peaks[0] + 50_000
+
+
+PEAK = """
+import resource, sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from conftest import TINY_DPT
+from fastenh import Enhancer
+from fastenh.enhance import job
+from fastenh.models.registry import build
+results = list(job.run([job.Task(*map(Path, sys.argv[2:]))], Enhancer(build("dpt", TINY_DPT).eval(), "cpu")))
+assert results[0].status == "enhanced", results
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
 
 
 def test_silence_and_constant_input(tiny_model):

@@ -101,7 +101,7 @@ def _show(result: job.Result, errors: Console, console: Console, verbose: bool) 
         errors.print(f"error: {result.error}")
     elif verbose:
         speed = f", {result.audio_seconds:.1f} s of audio in {result.elapsed_seconds:.2f} s"
-        done = speed if result.status == "enhanced" else ""
+        done = (f" again ({result.again})" if result.again else "") + (speed if result.status == "enhanced" else "")
         console.print(f"{result.source} -> {result.target}: {result.status}{done}")
     for warning in result.warnings:
         console.print(f"warning: {result.source}: {warning}")
@@ -109,6 +109,8 @@ def _show(result: job.Result, errors: Console, console: Console, verbose: bool) 
 
 def _words(summary: Summary, results: list[job.Result]) -> str:
     parts = [f"{summary.enhanced} files enhanced"]
+    if summary.again:
+        parts[0] += f" ({summary.again} again: input or settings changed)"
     if summary.skipped:
         parts.append(f"{summary.skipped} skipped (the output exists; --overwrite replaces it)")
     if summary.failed:

@@ -48,9 +48,11 @@ class Enhancer:
         span_seconds: float = 4.0,
         context_seconds: float = 0.5,
         batch_size: int | None = None,
+        identity: str = "",
     ) -> None:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        self.identity = identity  # of the weights
         self.model = self._compute = model.to(self.device).eval()
         if isinstance(model, SpectralModel):  # other modules run as they are
             self._compute = model.folded(self.dtype)
@@ -66,7 +68,8 @@ class Enhancer:
         cls, source: str | Path = "dpt", device: str | torch.device = "auto", dtype: str = "auto"
     ) -> Enhancer:
         """With the weights of a shipped model, by name, or of a checkpoint file. Raises ``CheckpointError``."""
-        return cls(checkpoint.load(source)[0], device, dtype)
+        model, read = checkpoint.load(source)
+        return cls(model, device, dtype, identity=read.sha256)
 
     def __call__(self, waveform: Waveform, sample_rate: int, atten_lim_db: float | None = None) -> Waveform:
         """(L,) or (C, L) at ``sample_rate`` -> the same shape, rate, level and kind (NumPy or torch).

@@ -12,6 +12,7 @@ import numpy as np
 from fastenh.audio import files
 from fastenh.audio.files import AudioError
 from fastenh.enhance.enhancer import EnhancementError, Enhancer
+from fastenh.enhance.manifest import Manifest
 
 DEFAULT_SUFFIX = "-enhanced"
 _AUDIBLE = 1e-6  # mean square: -60 dBFS
@@ -26,11 +27,12 @@ class JobError(ValueError):
 class Task:
     source: Path
     target: Path
+    root: Path | None = None  # the output folder that keeps a manifest
 
 
 @dataclass
 class Result:
-    """What became of one file. ``status`` is "enhanced", "skipped" or "failed"."""
+    """What became of one file. ``status`` is "enhanced", "skipped" or "failed"; ``again`` says why it was redone."""
 
     source: Path
     target: Path | None
@@ -39,6 +41,7 @@ class Result:
     elapsed_seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
     error: str = ""
+    again: str = ""
 
 
 def lay_out(inputs: Sequence[Path], output: Path | None, suffix: str) -> tuple[list[Task], list[Result]]:
@@ -55,7 +58,8 @@ def lay_out(inputs: Sequence[Path], output: Path | None, suffix: str) -> tuple[l
         if path.is_dir():
             tasks += _folder_tasks(path, _folder_target(path, output, several), suffix)
         elif path.is_file():
-            tasks.append(Task(path, _file_target(path, output, several, suffix)))
+            target = _file_target(path, output, several, suffix)
+            tasks.append(Task(path, target, output if output in target.parents else None))
         else:
             missing.append(Result(path, None, "failed", error=f"{path}: no such file or folder"))
     _check_targets(tasks)
@@ -76,7 +80,7 @@ def _folder_tasks(folder: Path, target: Path, suffix: str) -> list[Task]:
     inside = target.resolve()
     if inside != folder.resolve():  # what an earlier run put there is no input
         sources = [path for path in sources if inside not in path.resolve().parents]
-    tasks = [Task(path, _renamed(target / path.relative_to(folder), suffix)) for path in sources]
+    tasks = [Task(path, _renamed(target / path.relative_to(folder), suffix), target) for path in sources]
     earlier = {task.target.resolve() for task in tasks} if suffix else set()
     return [task for task in tasks if task.source.resolve() not in earlier]
 
@@ -110,19 +114,30 @@ def _check_targets(tasks: list[Task]) -> None:
 def run(
     tasks: Sequence[Task], enhancer: Enhancer, *, overwrite: bool = False, atten_lim_db: float | None = None
 ) -> Iterator[Result]:
-    """Enhance file after file. A file that fails is a result like any other; the rest go on."""
+    """Enhance file after file. A file that fails is a result like any other; the rest go on.
+
+    What exists is skipped, unless the manifest of an output folder says that its input or the settings have changed.
+    """
+    settings = {"model": enhancer.identity, "dtype": str(enhancer.dtype), "atten_lim_db": atten_lim_db}
+    manifests = {root: Manifest(root, settings) for root in {task.root for task in tasks} if root is not None}
     for task in tasks:
+        manifest = manifests.get(task.root)
+        again = ""
         if task.target.exists() and not overwrite:
-            yield Result(task.source, task.target, "skipped")
-            continue
+            again = manifest.changed(task.source, task.target) if manifest else ""
+            if not again:
+                yield Result(task.source, task.target, "skipped")
+                continue
         began = time.perf_counter()
         try:
             result = _enhance_file(task, enhancer, atten_lim_db)
+            if manifest:
+                manifest.add(task.source, task.target, time.perf_counter() - began)
         except (AudioError, EnhancementError, OSError, MemoryError) as error:
             text = str(error) or type(error).__name__
             name = "" if str(task.source) in text or str(task.target) in text else f"{task.source}: "
             result = Result(task.source, None, "failed", error=name + text)
-        result.elapsed_seconds = time.perf_counter() - began
+        result.elapsed_seconds, result.again = time.perf_counter() - began, again
         yield result
 
 

@@ -16,6 +16,7 @@ from fastenh.enhance.job import Result
 @dataclass(frozen=True)
 class Summary:
     enhanced: int
+    again: int  # of these: made before from another input or with other settings
     skipped: int
     failed: int
     audio_seconds: float
@@ -31,6 +32,7 @@ def summarise(results: Sequence[Result]) -> Summary:
     done = [result for result in results if result.status == "enhanced"]
     return Summary(
         enhanced=len(done),
+        again=sum(bool(result.again) for result in done),
         skipped=sum(result.status == "skipped" for result in results),
         failed=sum(result.status == "failed" for result in results),
         audio_seconds=sum(result.audio_seconds for result in done),
