@@ -1,0 +1,74 @@
+"""A job that is stopped at any moment: nothing half-written has a final name, and the next run completes it."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import soundfile
+from conftest import noise, voice
+
+from fastenh.enhance import manifest
+
+FILES = 8
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "in"
+    root.mkdir()
+    for index in range(FILES):
+        samples = voice(48_000 + 1000 * index, index) + noise(48_000 + 1000 * index, index)
+        soundfile.write(root / f"{index}.{'wav' if index % 2 else 'flac'}", samples, 16_000)
+    return root
+
+
+def start(folder, out, checkpoint):
+    command = [sys.executable, "-m", "fastenh", "enhance", str(folder), "-o", str(out), "--model", str(checkpoint)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(out):
+    """Content of the files with a final name."""
+    if not out.exists():
+        return {}
+    return {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
+
+
+def run_and_check(folder, tmp_path, checkpoint, moments):
+    undisturbed = tmp_path / "undisturbed"
+    began = time.monotonic()
+    assert start(folder, undisturbed, checkpoint).wait() == 0
+    whole, lasts = finished(undisturbed), time.monotonic() - began
+    assert len(whole) == FILES
+    partial = 0
+    for number, moment in enumerate(moments):
+        out = tmp_path / f"out{number}"
+        job = start(folder, out, checkpoint)
+        time.sleep(moment * lasts)
+        stop = signal.SIGKILL if number % 2 else signal.SIGINT
+        job.send_signal(stop)
+        _, said = job.communicate(timeout=60)
+        assert "Traceback" not in said
+        left = finished(out)
+        assert all(whole[name] == content for name, content in left.items())
+        if stop == signal.SIGINT and out.exists():
+            assert [path.name for path in out.iterdir() if path.name.startswith(".")] in ([], [manifest.NAME])
+        partial += 0 < len(left) < FILES
+        again = start(folder, out, checkpoint)
+        assert again.wait(timeout=120) == 0
+        assert finished(out) == whole
+    return partial
+
+
+def test_stopped_in_the_middle(folder, tmp_path, tiny_checkpoint):
+    run_and_check(folder, tmp_path, tiny_checkpoint, [0.9, 0.95])
+
+
+@pytest.mark.slow
+def test_stopped_at_twenty_moments(folder, tmp_path, tiny_checkpoint):
+    draw = random.Random(0)
+    moments = [draw.uniform(0.5, 1.0) for _ in range(20)]  # before, Python is still loading torch
+    assert run_and_check(folder, tmp_path, tiny_checkpoint, moments) >= 3
