@@ -19,6 +19,7 @@ pytest.importorskip("triton")
 import fastenh_kernels
 
 from fastenh import Enhancer, ops
+from fastenh.enhance.graphs import GraphedModel, filled_count
 from fastenh.evaluate.metrics import available, score, si_sdr
 from fastenh.models.dpt import DPTConfig
 from fastenh.models.registry import build
@@ -261,6 +262,33 @@ def test_seventy_thousand_sequences(axis):
     for rows in (slice(0, 100), slice(69_900, 70_000)):
         theirs = reference.axis_attention(qkv[rows].float(), 4, axis, 0.0)
         assert relative(ours[rows], theirs.cpu()) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_four_thousand_frames(dtype):
+    qkv = torch.randn(1, 4096, 2, 384, device="cuda").to(dtype)
+    check(
+        lambda qkv: fastenh_kernels.axis_attention(qkv, 4, "time"),
+        lambda qkv: reference.axis_attention(qkv, 4, "time", 0.0),
+        (qkv.cpu(),),
+        ("cuda", dtype),
+    )
+
+
+@pytest.mark.gpu
+def test_graphs_give_what_the_model_gives():
+    model = build("dpt", SMALL).eval().folded().cuda()
+    graphed = GraphedModel(model)
+    with torch.inference_mode():
+        for count, length in ((3, 4000), (1, 4000), (4, 4000), (3, 5000), (3, 4000)):
+            waveforms = torch.randn(count, length, device="cuda")
+            torch.testing.assert_close(graphed(waveforms), model(waveforms), rtol=1e-4, atol=1e-5)
+    assert len(graphed._graphs) == 3  # four windows, one, four longer ones
+
+
+def test_windows_are_filled_up_to_a_power_of_two():
+    assert [filled_count(n) for n in (1, 2, 3, 4, 5, 16, 17)] == [1, 2, 4, 4, 8, 16, 32]
 
 
 # --- as operators --------------------------------------------------------------------------------------------------

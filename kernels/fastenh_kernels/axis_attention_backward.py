@@ -21,7 +21,7 @@ from fastenh_kernels.launch import Cost, dot_precision, launch, size
 
 _LOG2E = 1.4426950408889634
 # bytes of a value: {longest sequence: (rows or keys at a time, warps)}
-_BLOCKS = {2: {16: (16, 1), 96: (32, 1), 2**31: (64, 4)}, 4: {2**31: (32, 4)}}
+_BLOCKS = {2: {16: (16, 1), 96: (32, 1), 2**31: (64, 4)}, 4: {2**31: (16, 2)}}
 
 
 @triton.jit

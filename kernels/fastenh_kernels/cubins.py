@@ -147,8 +147,16 @@ def forward_usage(dtype: torch.dtype = torch.bfloat16) -> list[tuple[str, Launch
 
 def _code(launch: Launch) -> str:
     """Equal for launches that share their machine code: the layers of an axis, for one."""
-    values = {name: str(getattr(value, "dtype", value)) for name, value in launch.arguments.items()}
+    values = [_specialisation(parameter, launch.arguments[parameter.name]) for parameter in launch.kernel.params]
     return f"{launch.kernel.fn.__name__} {launch.num_warps} {launch.num_stages} {values}"
+
+
+def _specialisation(parameter: Any, value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype)
+    if parameter.is_constexpr or not isinstance(value, int):
+        return str(value)
+    return f"{_specialised(parameter, value)} {value == 1} {value % 16 == 0} {abs(value) < 2**31}"
 
 
 def pipes(path: str | None) -> None:
