@@ -279,12 +279,18 @@ def test_four_thousand_frames(dtype):
 @pytest.mark.gpu
 def test_graphs_give_what_the_model_gives():
     model = build("dpt", SMALL).eval().folded().cuda()
-    graphed = GraphedModel(model)
+    graphed = GraphedModel(model, 4000)
     with torch.inference_mode():
         for count, length in ((3, 4000), (1, 4000), (4, 4000), (3, 5000), (3, 4000)):
             waveforms = torch.randn(count, length, device="cuda")
             torch.testing.assert_close(graphed(waveforms), model(waveforms), rtol=1e-4, atol=1e-5)
-    assert len(graphed._graphs) == 3  # four windows, one, four longer ones
+    assert sorted(graphed._graphs) == [1, 4]
+
+
+def test_other_lengths_run_without_a_graph():
+    graphed = GraphedModel(lambda waveforms: 2 * waveforms, 4000)
+    assert torch.equal(graphed(torch.ones(3, 100)), 2 * torch.ones(3, 100))
+    assert not graphed._graphs
 
 
 def test_windows_are_filled_up_to_a_power_of_two():

@@ -12,24 +12,26 @@ _WARM_UPS = 2  # calls before the capture: kernels are compiled, cuFFT plans and
 
 
 class GraphedModel:
-    """A model on CUDA, one graph for each length and power of two of windows.
+    """A model on CUDA, one graph for each power of two of windows of ``length`` samples.
 
     Batches are filled up with silence to the next power of two, so that few graphs serve all of them. The graphs share
-    their memory; the result is a copy.
+    their memory; the result is a copy. Other lengths (recordings shorter than a window, each of its own) run as usual.
     """
 
-    def __init__(self, model: Callable[[Tensor], Tensor]) -> None:
-        self.model = model
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+    def __init__(self, model: Callable[[Tensor], Tensor], length: int) -> None:
+        self.model, self.length = model, length
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._pool = None
 
     def __call__(self, waveforms: Tensor) -> Tensor:
         """(B, L) -> (B, L)."""
         count, length = waveforms.shape
+        if length != self.length:
+            return self.model(waveforms)
         filled = filled_count(count)
-        if (filled, length) not in self._graphs:
-            self._graphs[filled, length] = self._capture(waveforms.new_zeros(filled, length))
-        graph, given, result = self._graphs[filled, length]
+        if filled not in self._graphs:
+            self._graphs[filled] = self._capture(waveforms.new_zeros(filled, length))
+        graph, given, result = self._graphs[filled]
         given.copy_(F.pad(waveforms, (0, 0, 0, filled - count)))
         graph.replay()
         return result[:count].clone()
