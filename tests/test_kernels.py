@@ -346,16 +346,16 @@ def test_the_model_is_the_same_on_both_paths(interpreted):
 
 
 def test_training_on_kernels_is_training(interpreted):
-    """Five steps of a tiny model on both paths: the losses go together."""
+    """Four steps of a tiny model on both paths: the losses go together."""
     losses = {}
     for name in ("interpret", "reference"):
         torch.manual_seed(0)
         model = build("dpt", dataclasses.replace(SMALL, dropout=0.0)).train()
         optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-        clean = torch.from_numpy(np.stack([voice(2000, seed) for seed in range(2)]))
-        noisy = clean + torch.from_numpy(np.stack([noise(2000, seed) for seed in range(2)]))
+        clean = torch.from_numpy(voice(600))[None]
+        noisy = clean + torch.from_numpy(noise(600))[None]
         with backend.use_backend(name):
-            losses[name] = [step(model, optimiser, noisy, clean) for _ in range(5)]
+            losses[name] = [step(model, optimiser, noisy, clean) for _ in range(4)]
     np.testing.assert_allclose(losses["interpret"], losses["reference"], rtol=0.01)
     assert losses["reference"][-1] < losses["reference"][0]
 
