@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -24,8 +25,12 @@ Waveform = TypeVar("Waveform", np.ndarray, Tensor)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+_AUDIBLE = 1e-6  # mean square: -60 dBFS
+_LOST = 1e-12  # of the energy: no noise suppression takes 120 dB off a whole recording
+
+
 class EnhancementError(RuntimeError):
-    """The model gave something that is no sound."""
+    """The model gave something that is no sound, or silence for sound."""
 
 
 class DeviceError(ValueError):
@@ -76,7 +81,8 @@ class Enhancer:
 
         NaN and infinite samples count as silence. The model works at 16 kHz: what lies above 8 kHz is taken out with
         the noise. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more than that.
-        Raises ``ValueError`` for other shapes and ``EnhancementError`` for a model that gives non-finite samples.
+        Raises ``ValueError`` for other shapes and ``EnhancementError`` for a model that gives non-finite samples,
+        or silence for sound where no ``atten_lim_db`` keeps some of it.
         """
         samples = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
         if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[0] <= MAX_CHANNELS):
@@ -104,14 +110,20 @@ class Enhancer:
         blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
         down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
         nothing = np.zeros((channels, 0), np.float32)
+        values, heard, kept = 0, 0.0, 0.0  # what the model gets and gives: samples and energies
 
         def at_16_khz() -> Iterator[np.ndarray]:
-            for block in blocks:
-                yield down.feed(blend.take(block))
-            yield down.feed(nothing, last=True)
+            nonlocal values, heard
+            for block, last in itertools.chain(((blend.take(b), False) for b in blocks), [(nothing, True)]):
+                low = down.feed(block, last)
+                values, heard = values + low.size, heard + _energy(low)
+                yield low
 
         for enhanced in self._windows(at_16_khz(), channels):
+            kept += _energy(enhanced)
             yield blend.give(up.feed(enhanced))
+        if not blend.share and heard > _AUDIBLE * values and kept < _LOST * heard:
+            raise EnhancementError("the model made silence of it; its weights may be damaged")
         yield blend.give(up.feed(nothing, last=True), last=True)
 
     def _windows(self, blocks: Iterable[np.ndarray], channels: int) -> Iterator[np.ndarray]:
@@ -143,6 +155,10 @@ class Enhancer:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype, cache_enabled=False)  # a graph must hold its own casts
+
+
+def _energy(block: np.ndarray) -> float:
+    return float(np.square(block, dtype=np.float64).sum())
 
 
 def pick_device(device: str | torch.device) -> torch.device:
