@@ -77,12 +77,18 @@ def relative(value, truth):
 
 def check(kernel, plain, arguments, target):
     """``kernel`` against ``plain`` on the same arguments, rounded to the dtype under test."""
+    check_all(lambda *given: [kernel(*given)], lambda *given: [plain(*given)], arguments, target)
+
+
+def check_all(kernel, plain, arguments, target):
+    """The same for functions of several results."""
     device, dtype = target
     rounded = [a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
-    truth = plain(*map(as_double, rounded))
     moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in rounded]
-    error, error_of_reference = relative(kernel(*moved), truth), relative(plain(*rounded), truth)
-    assert error <= 1.5 * error_of_reference + FLOORS[dtype], (error, error_of_reference)
+    results = zip(kernel(*moved), plain(*rounded), plain(*map(as_double, rounded)), strict=True)
+    for number, (ours, theirs, truth) in enumerate(results):
+        error, error_of_reference = relative(ours, truth), relative(theirs, truth)
+        assert error <= 1.5 * error_of_reference + FLOORS[dtype], (number, error, error_of_reference)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (1, 257, 9)])
@@ -143,8 +149,8 @@ def test_gradient_of_axis_attention(target, axis, length):
         return torch.autograd.grad(reference.axis_attention(qkv, 2, axis, 0.0), qkv, grad)[0]
 
     def ours(qkv, grad):
-        out = fastenh_kernels.axis_attention(qkv, 2, axis)
-        return fastenh_kernels.axis_attention_backward(grad, qkv, out, 2, axis)
+        out, lse = fastenh_kernels.axis_attention_forward(qkv, 2, axis)
+        return fastenh_kernels.axis_attention_backward(grad, qkv, out, lse, 2, axis)
 
     check(ours, plain, (2 * randn(*shape, 3 * 64), randn(*shape, 64)), target)
 
@@ -152,8 +158,8 @@ def test_gradient_of_axis_attention(target, axis, length):
 def test_gradient_of_axis_attention_is_the_same_bits_again(target):
     device, dtype = target
     qkv, grad = (randn(2, 3, 65, width).to(device, dtype) for width in (192, 64))
-    out = fastenh_kernels.axis_attention(qkv, 2, "frequency")
-    first, second = (fastenh_kernels.axis_attention_backward(grad, qkv, out, 2, "frequency") for _ in range(2))
+    out, lse = fastenh_kernels.axis_attention_forward(qkv, 2, "frequency")
+    first, second = (fastenh_kernels.axis_attention_backward(grad, qkv, out, lse, 2, "frequency") for _ in range(2))
     assert torch.equal(first, second)
 
 
@@ -193,6 +199,33 @@ def test_axis_layer(target, axis, b, t, f):
         (randn(b, t, f, 64), *layer_weights(64, 128)),
         target,
     )
+
+
+@pytest.mark.parametrize("axis", ["frequency", "time"])
+@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 1), (2, 2, 65), (1, 17, 2), (1, 100, 2)])
+def test_gradient_of_axis_layer(target, axis, b, t, f):
+    """Of the input and of all twelve weights."""
+    torch.manual_seed(0)
+
+    def plain(x, grad, *weights):
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, *weights)]
+        y = reference.axis_layer(leaves[0], ops.AxisLayerWeights(*leaves[1:]), 2, axis, 0.0)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+    def ours(x, grad, *weights):
+        y, *kept = fastenh_kernels.axis_layer_forward(x, weights, 2, axis)
+        return [y, *fastenh_kernels.axis_layer_backward(grad, x, kept, weights, 2, axis)]
+
+    check_all(ours, plain, (*randn(2, b, t, f, 64), *layer_weights(64, 128)), target)
+
+
+def test_gradient_of_axis_layer_is_the_same_bits_again(target):
+    device, dtype = target
+    x, grad = randn(2, 1, 3, 65, 64).to(device, dtype)
+    weights = [w.to(device, dtype) for w in layer_weights(64, 64)]
+    kept = fastenh_kernels.axis_layer_forward(x, weights, 2, "frequency")[1:]
+    runs = [fastenh_kernels.axis_layer_backward(grad, x, kept, weights, 2, "frequency") for _ in range(2)]
+    assert all(torch.equal(*pair) for pair in zip(*runs, strict=True))
 
 
 @pytest.mark.parametrize(("bands", "channels", "outputs"), [(65, 128, 64), (1, 16, 8), (7, 33, 5), (2, 64, 43)])
@@ -316,12 +349,14 @@ def test_operators_keep_the_rules_of_torch(interpreted):
     torch.library.opcheck(kernels._complex_mask, (randn(1, 5, 3), spectrum, "sigmoid"), test_utils=checks)
     torch.library.opcheck(kernels._axis_attention, (randn(1, 2, 5, 96), 2, "time"), test_utils=checks)
     with_gradient = (*checks, "test_autograd_registration", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(kernels._axis_attention, (randn(1, 2, 5, 96).requires_grad_(), 2, "time"),
-                          test_utils=with_gradient)  # fmt: skip
+    attention = (randn(1, 2, 5, 96).requires_grad_(), 2, "time")
+    torch.library.opcheck(kernels._axis_attention_forward, attention, test_utils=with_gradient)
     arguments = (randn(1, 3, 3, 3, 16), *randn(3, 16), randn(1), spectrum)
     torch.library.opcheck(kernels._mask_head, arguments, test_utils=checks)
     layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "frequency")
     torch.library.opcheck(kernels._axis_layer, layer, test_utils=checks)
+    layer = (randn(1, 2, 3, 64).requires_grad_(), [w.requires_grad_() for w in layer_weights(64, 64)], 4, "time")
+    torch.library.opcheck(kernels._axis_layer_forward, layer, test_utils=with_gradient)
     taps = (*randn(2, 1, 2, 3, 16), randn(3, 16, 12))
     torch.library.opcheck(kernels._decoder_taps, taps, test_utils=checks)
     conv = (randn(1, 2, 5, 4), randn(3, 12, 8), randn(8), True)

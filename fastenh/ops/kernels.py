@@ -40,26 +40,37 @@ def _(qkv: Tensor, heads: int, axis: str) -> Tensor:
     return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3))
 
 
+@torch.library.custom_op("fastenh::axis_attention_forward", mutates_args=())
+def _axis_attention_forward(qkv: Tensor, heads: int, axis: str) -> tuple[Tensor, Tensor]:
+    return fastenh_kernels.axis_attention_forward(qkv, heads, axis)
+
+
+@_axis_attention_forward.register_fake
+def _(qkv: Tensor, heads: int, axis: str) -> tuple[Tensor, Tensor]:
+    return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)), _softmax_sums(qkv, heads, axis)
+
+
 @torch.library.custom_op("fastenh::axis_attention_backward", mutates_args=())
-def _axis_attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, heads: int, axis: str) -> Tensor:
-    return fastenh_kernels.axis_attention_backward(grad, qkv, out, heads, axis)
+def _axis_attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str) -> Tensor:
+    return fastenh_kernels.axis_attention_backward(grad, qkv, out, lse, heads, axis)
 
 
 @_axis_attention_backward.register_fake
-def _(grad: Tensor, qkv: Tensor, out: Tensor, heads: int, axis: str) -> Tensor:
+def _(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str) -> Tensor:
     return torch.empty_like(qkv)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, int, str], output: Tensor) -> None:
+def _keep_attention(ctx: Any, inputs: tuple[Tensor, int, str], output: tuple[Tensor, Tensor]) -> None:
     qkv, ctx.heads, ctx.axis = inputs
-    ctx.save_for_backward(qkv, output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(qkv, *output)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+def _attention_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
     return _axis_attention_backward(grad, *ctx.saved_tensors, ctx.heads, ctx.axis), None, None
 
 
-_axis_attention.register_autograd(_gradient, setup_context=_keep)
+_axis_attention_forward.register_autograd(_attention_gradient, setup_context=_keep_attention)
 
 
 @torch.library.custom_op("fastenh::mask_head", mutates_args=())
@@ -80,6 +91,54 @@ def _axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> 
 @_axis_layer.register_fake
 def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("fastenh::axis_layer_forward", mutates_args=())
+def _axis_layer_forward(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> list[Tensor]:
+    return fastenh_kernels.axis_layer_forward(x, weights, heads, axis)
+
+
+@_axis_layer_forward.register_fake
+def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> list[Tensor]:
+    y, attended, mid = (x.new_empty(x.shape) for _ in range(3))
+    qkv = x.new_empty((*x.shape[:3], 3 * x.shape[3]))
+    return [y, qkv, attended, _softmax_sums(qkv, heads, axis), mid]
+
+
+@torch.library.custom_op("fastenh::axis_layer_backward", mutates_args=())
+def _axis_layer_backward(
+    grad: Tensor, x: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], heads: int, axis: str
+) -> list[Tensor]:
+    return fastenh_kernels.axis_layer_backward(grad, x, kept, weights, heads, axis)
+
+
+@_axis_layer_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], heads: int, axis: str
+) -> list[Tensor]:
+    return [x.new_empty(x.shape), *(w.new_empty(w.shape, dtype=torch.float32) for w in weights)]
+
+
+def _keep_layer(ctx: Any, inputs: tuple[Tensor, Sequence[Tensor], int, str], output: list[Tensor]) -> None:
+    x, weights, ctx.heads, ctx.axis = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(x, *output[1:], *weights)
+
+
+def _layer_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, list[Tensor], None, None]:
+    x, *kept = ctx.saved_tensors
+    kept, weights = kept[:4], kept[4:]
+    grad_x, *grad_weights = _axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis)
+    return grad_x, [g.to(w.dtype) for g, w in zip(grad_weights, weights, strict=True)], None, None
+
+
+_axis_layer_forward.register_autograd(_layer_gradient, setup_context=_keep_layer)
+
+
+def _softmax_sums(qkv: Tensor, heads: int, axis: str) -> Tensor:
+    b, t, f, _ = qkv.shape
+    inner, length = (t, f) if axis == "frequency" else (f, t)
+    return qkv.new_empty((b * inner * heads, length), dtype=torch.float32)
 
 
 @torch.library.custom_op("fastenh::decoder_taps", mutates_args=())
@@ -131,19 +190,23 @@ def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tensor:
-    if dropout or qkv.shape[-1] // (3 * heads) not in _WIDTHS:
+    if dropout or qkv.shape[-1] // (3 * heads) not in _WIDTHS or not _power_of_two(heads):
         return reference.axis_attention(qkv, heads, axis, dropout)
+    if _gradient(qkv):
+        return _axis_attention_forward(qkv.contiguous(), heads, axis)[0]
     return _axis_attention(qkv.contiguous(), heads, axis)
 
 
 def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float) -> Tensor:
     width, hidden = x.shape[-1], weights.up_weight.shape[0]
     odd = width not in (64, 128) or hidden % 64 or width // heads not in _WIDTHS
-    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
-    if dropout or odd or gradient:
+    if dropout or odd:
         return reference.axis_layer(x, weights, heads, axis, dropout, attention=axis_attention)
     x = x.to(_autocast_dtype(x))
-    return _axis_layer(x, [w.to(x.dtype) if w.ndim == 2 else w for w in weights], heads, axis)
+    rounded = [w.to(x.dtype) if w.ndim == 2 else w for w in weights]
+    if _gradient(x, *weights):
+        return _axis_layer_forward(x, rounded, heads, axis)[0]
+    return _axis_layer(x, rounded, heads, axis)
 
 
 def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
@@ -157,6 +220,10 @@ def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Ten
     if not _power_of_two(z.shape[-1]) or z.shape[-1] < 16:
         return reference.mask_head(z, scale, shift, weight, bias, spectrum)
     return _mask_head(z, scale, shift, weight, bias, spectrum)
+
+
+def _gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _power_of_two(number: int) -> bool:

@@ -6,9 +6,10 @@ block of values, ``o_`` offsets, ``m_`` a mask, ``s_`` a stride. Arithmetic is i
 
 import triton
 
-from fastenh_kernels.axis_attention import axis_attention
+from fastenh_kernels.axis_attention import axis_attention, axis_attention_forward
 from fastenh_kernels.axis_attention_backward import axis_attention_backward
 from fastenh_kernels.axis_layer import axis_layer
+from fastenh_kernels.axis_layer_backward import axis_layer_backward, axis_layer_forward
 from fastenh_kernels.complex_mask import complex_mask
 from fastenh_kernels.encoder_front import encoder_front
 from fastenh_kernels.mask_head import mask_head
@@ -20,7 +21,10 @@ __all__ = [
     "INTERPRETED",
     "axis_attention",
     "axis_attention_backward",
+    "axis_attention_forward",
     "axis_layer",
+    "axis_layer_backward",
+    "axis_layer_forward",
     "complex_mask",
     "decoder_taps",
     "encoder_conv",

@@ -36,9 +36,9 @@ def _scores(b_q, b_k, o_k, length, FULL: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _resident_rows(
-    p_qkv, p_out, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
+    p_qkv, p_out, p_lse, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
     K0: tl.constexpr, K1: tl.constexpr, M: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, FULL: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows ``first`` to ``first + M``, all of them there where WHOLE, against all keys."""
     o_m = first + tl.arange(0, M)
@@ -60,12 +60,15 @@ def _resident_rows(
         b_out = tl.dot(b_p1.to(b_v1.dtype), b_v1, b_out, input_precision=PRECISION)
     b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
+    if LSE:
+        tl.store(p_lse + o_m, b_max + tl.log2(b_sum), mask=(o_m < length) | WHOLE)
 
 
 @triton.jit(do_not_specialize=["inner", "length"])
 def resident_attention_kernel(
     p_qkv,  # (outer, inner, length, 3, H, D) by strides
     p_out,  # (outer, inner, length, H, D) by strides
+    p_lse,  # (sequences * H, length): logarithm of the softmax sums to base 2, written where LSE
     inner,
     length,
     s_qkv_outer,
@@ -82,6 +85,7 @@ def resident_attention_kernel(
     M: tl.constexpr,
     TAIL: tl.constexpr,
     FULL: tl.constexpr,
+    LSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_head = tl.program_id(0) % H
@@ -89,6 +93,7 @@ def resident_attention_kernel(
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
     p_qkv += i_outer * s_qkv_outer + i_inner * s_qkv_inner + i_head * D
     p_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
+    p_lse += tl.program_id(0).to(tl.int64) * length
     o_d = tl.arange(0, D)
     o_k0 = tl.arange(0, K0)
     p_k0 = p_qkv + o_k0[:, None] * s_qkv + o_d[None, :]
@@ -104,13 +109,13 @@ def resident_attention_kernel(
     whole = length if TAIL == 0 else length // M * M
     for first in tl.range(0, whole, M):
         _resident_rows(
-            p_qkv, p_out, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL, TAIL > 0,
-            PRECISION,
+            p_qkv, p_out, p_lse, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL, TAIL > 0,
+            LSE, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         _resident_rows(
-            p_qkv, p_out, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL, False,
-            PRECISION,
+            p_qkv, p_out, p_lse, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL, False,
+            LSE, PRECISION,
         )  # fmt: skip
 
 
@@ -118,6 +123,7 @@ def resident_attention_kernel(
 def streaming_attention_kernel(
     p_qkv,  # as above
     p_out,
+    p_lse,
     inner,
     length,
     row_blocks,
@@ -132,6 +138,7 @@ def streaming_attention_kernel(
     SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
     M: tl.constexpr,
     N: tl.constexpr,
+    LSE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block = tl.program_id(0) % row_blocks
@@ -161,6 +168,9 @@ def streaming_attention_kernel(
         b_max = b_new
     b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
+    if LSE:
+        p_lse += (i_sequence * H + i_head).to(tl.int64) * length
+        tl.store(p_lse + o_m, b_max + tl.log2(b_sum), mask=o_m < length)
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
@@ -168,6 +178,19 @@ def axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
 
     Raises ``ValueError`` unless channels are contiguous and heads are 16, 32, 64 or 128 wide.
     """
+    return _attend(qkv, heads, axis, None)
+
+
+def axis_attention_forward(qkv: Tensor, heads: int, axis: str) -> tuple[Tensor, Tensor]:
+    """``axis_attention``, and what its gradient needs: the logarithms to base 2 of the softmax sums, of scores times
+    log2(e), (sequences * heads, length) in float32. Raises as that."""
+    inner, along = (1, 2) if axis == "frequency" else (2, 1)
+    rows = qkv.shape[0] * qkv.shape[inner] * heads
+    lse = torch.empty(rows, qkv.shape[along], dtype=torch.float32, device=qkv.device)
+    return _attend(qkv, heads, axis, lse), lse
+
+
+def _attend(qkv: Tensor, heads: int, axis: str, lse: Tensor | None) -> Tensor:
     b, t, f, packed = qkv.shape
     width = packed // (3 * heads)
     if qkv.stride(-1) != 1 or width not in (16, 32, 64, 128):
@@ -178,6 +201,8 @@ def axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
     arguments = {
         "p_qkv": qkv,
         "p_out": out,
+        "p_lse": out if lse is None else lse,
+        "LSE": lse is not None,
         "inner": qkv.shape[inner],
         "length": length,
         **dict(zip(("s_qkv_outer", "s_qkv_inner", "s_qkv"), _strides(qkv, inner, along), strict=True)),

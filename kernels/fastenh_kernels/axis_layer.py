@@ -20,7 +20,7 @@ from fastenh_kernels.axis_attention import axis_attention
 from fastenh_kernels.launch import Cost, capability, dot_precision, launch, processors, size
 from fastenh_kernels.norm_attention import norm_attention, normalise, row_of, serves
 
-_EPS = 1e-5  # of the layer norms
+EPS = 1e-5  # of the layer norms
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "programs"])
@@ -64,7 +64,7 @@ def norm_linear_kernel(
 
 
 @triton.jit
-def _weights(p, o_row, o_column, first_row, first_column, WIDTH: tl.constexpr, DESCRIPTORS: tl.constexpr):
+def load_weights(p, o_row, o_column, first_row, first_column, WIDTH: tl.constexpr, DESCRIPTORS: tl.constexpr):
     """A block of a matrix: by a copy engine of the SM (TMA) or by the threads."""
     if DESCRIPTORS:
         b = p.load([first_row, first_column])
@@ -86,6 +86,7 @@ def project_feed_forward_kernel(
     p_down_weight,  # (C, HIDDEN), or its descriptor
     p_down_bias,  # (C,)
     p_y,  # (rows, C)
+    p_mid,  # (rows, C): the rows between the two halves, written where KEEP
     rows,
     tiles,
     programs,
@@ -97,6 +98,7 @@ def project_feed_forward_kernel(
     K: tl.constexpr,
     STAGES: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    KEEP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_c = tl.arange(0, C)
@@ -113,14 +115,16 @@ def project_feed_forward_kernel(
             b_a = tl.load(p_a, mask=m_m, other=0.0)  # [M, K]
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_x = tl.dot(b_a, tl.trans(b_w), b_x, input_precision=PRECISION)
+        if KEEP:
+            tl.store(p_mid + o_tile + o_mc, b_x.to(p_mid.dtype.element_ty), mask=m_m)
         b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
         b_n = b_n.to(p_out_weight.dtype.element_ty)
         b_y = b_x + row_of(p_down_bias, o_c)  # the residual rides in the accumulator
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
-            b_up = _weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
+            b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_h = tl.maximum(b_h, 0.0).to(p_out_weight.dtype.element_ty)  # [M, N]
-            b_down = _weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
+            b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
@@ -131,16 +135,20 @@ def axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> T
     ``weights``: the tensors of ``AxisLayerWeights`` in order, matrices in the dtype of x. Raises ``ValueError`` unless
     the width is 64 or 128, and the hidden width a multiple of 64.
     """
+    refuse_odd_widths(x, weights)
     norm_weight, norm_bias, qkv_weight, qkv_bias, *rest = weights
-    width, hidden = x.shape[-1], rest[4].shape[0]
-    if width not in (64, 128) or hidden % 64:
-        raise ValueError(f"width {width}, hidden {hidden}: the kernel takes 64 or 128, and multiples of 64")
     x = x.contiguous()
     if serves(x, heads, axis):
-        attended = norm_attention(x, norm_weight, norm_bias, qkv_weight, qkv_bias, heads, axis, _EPS)
+        attended = norm_attention(x, norm_weight, norm_bias, qkv_weight, qkv_bias, heads, axis, EPS)
     else:
         attended = axis_attention(norm_linear(x, norm_weight, norm_bias, qkv_weight, qkv_bias), heads, axis)
     return project_feed_forward(attended, x, rest)
+
+
+def refuse_odd_widths(x: Tensor, weights: Sequence[Tensor]) -> None:
+    width, hidden = x.shape[-1], weights[8].shape[0]
+    if width not in (64, 128) or hidden % 64:
+        raise ValueError(f"width {width}, hidden {hidden}: the kernel takes 64 or 128, and multiples of 64")
 
 
 def norm_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -154,7 +162,7 @@ def norm_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tenso
     programs = min(tiles, 2 * processors(x.device))  # two an SM: one computes while the other loads
     names = ("p_x", "p_norm_weight", "p_norm_bias", "p_weight", "p_bias", "p_out")
     arguments = dict(zip(names, (x, norm_weight, norm_bias, weight, bias, out), strict=True))
-    arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "EPS": _EPS, "M": m, "N": n}
+    arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "EPS": EPS, "M": m, "N": n}
     arguments["PRECISION"] = dot_precision(x)
 
     def cost() -> Cost:
@@ -167,8 +175,11 @@ def norm_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tenso
     return out
 
 
-def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C)."""
+def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor], mid: Tensor | None = None) -> Tensor:
+    """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
+
+    ``mid`` receives the rows after the first residual: the feed-forward's gradient begins there.
+    """
     out_weight, out_bias, norm_weight, norm_bias, up_weight, up_bias, down_weight, down_bias = weights
     width, hidden = x.shape[-1], up_weight.shape[0]
     rows = x.numel() // width
@@ -187,11 +198,12 @@ def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor])
     names += ("p_up_weight", "p_up_bias", "p_down_weight", "p_down_bias", "p_y")
     tensors = (attended, x, out_weight.contiguous(), out_bias, norm_weight, norm_bias, up, up_bias, down, down_bias, y)
     arguments = dict(zip(names, tensors, strict=True))
-    arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "HIDDEN": hidden, "EPS": _EPS}
+    arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "HIDDEN": hidden, "EPS": EPS}
     arguments |= {"M": m, "N": n, "K": k, "STAGES": stages, "DESCRIPTORS": descriptors, "PRECISION": dot_precision(x)}
+    arguments |= {"p_mid": y if mid is None else mid, "KEEP": mid is not None}
 
     def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
-        moved, matrices = size(attended, x, y), size(up_weight, down_weight)
+        moved, matrices = size(attended, x, y, *(() if mid is None else (mid,))), size(up_weight, down_weight)
         l2 = moved + tiles * matrices + (programs if k == width else tiles) * size(out_weight)
         flop = 2 * rows * (out_weight.numel() + up_weight.numel() + down_weight.numel())
         loops = (tiles / max(programs, 1), width // k, hidden // n)

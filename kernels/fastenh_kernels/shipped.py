@@ -31,12 +31,14 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
         for axis in ("frequency", "time"):
             length = bands if axis == "frequency" else frames
             cases[f"axis_attention {length} of {axis}"] = (fastenh_kernels.axis_attention, (qkv, 4, axis))
-            backward = (out, qkv, out, 4, axis)
+            cases[f"with sums, {length} of {axis}"] = (fastenh_kernels.axis_attention_forward, (qkv, 4, axis))
+            lse = _empty(out.numel() // length // 32, length)
+            backward = (out, qkv, out, lse, 4, axis)
             cases[f"backward, {length} of {axis}"] = (fastenh_kernels.axis_attention_backward, backward)
     for frames in (60, 120, 400):
         x = _empty(4, frames, 65, 128, dtype=dtype)
         cases[f"axis_layer {frames} of time"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, "time"))
-    yield from _record(cases | forward_cases(dtype, 4), capability)
+    yield from _record(cases | forward_cases(dtype, 4) | _training_layer_cases(dtype, 4), capability)
 
 
 def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
@@ -65,6 +67,23 @@ def forward_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
     cases["decoder_taps"] = (fastenh_kernels.decoder_taps, (x, x, matrix))
     cases["mask_head"] = (fastenh_kernels.mask_head, (z, vector, vector, vector, _empty(1), spectrum))
     return cases
+
+
+def _training_layer_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    """Forward and backward of the layers, in order."""
+    bands, channels, heads = 65, 128, 4
+    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
+    qkv = _empty(clips, CLIP_FRAMES, bands, 3 * channels, dtype=dtype)
+    weights = _layer_weights(dtype)
+    forward: dict[str, Case] = {}
+    backward: dict[str, Case] = {}
+    for number, axis in enumerate(("frequency", "time") * 2, 1):
+        length = bands if axis == "frequency" else CLIP_FRAMES
+        kept = (qkv, x, _empty(clips * CLIP_FRAMES * bands // length * heads, length), x)
+        forward[f"layer {number}, {axis}"] = (fastenh_kernels.axis_layer_forward, (x, weights, heads, axis))
+        gradient = (fastenh_kernels.axis_layer_backward, (x, x, kept, weights, heads, axis))
+        backward = {f"gradient of layer {number}, {axis}": gradient} | backward
+    return forward | backward
 
 
 def _layer_weights(dtype: torch.dtype) -> list[torch.Tensor]:
