@@ -109,13 +109,13 @@ def resident_attention_kernel(
     whole = length if TAIL == 0 else length // M * M
     for first in tl.range(0, whole, M):
         _resident_rows(
-            p_qkv, p_out, p_lse, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL, TAIL > 0,
-            LSE, PRECISION,
+            p_qkv, p_out, p_lse, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL,
+            TAIL > 0, LSE, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         _resident_rows(
-            p_qkv, p_out, p_lse, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL, False,
-            LSE, PRECISION,
+            p_qkv, p_out, p_lse, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL,
+            False, LSE, PRECISION,
         )  # fmt: skip
 
 
