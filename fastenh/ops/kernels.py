@@ -63,6 +63,7 @@ def _(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str
 def _keep_attention(ctx: Any, inputs: tuple[Tensor, int, str], output: tuple[Tensor, Tensor]) -> None:
     qkv, ctx.heads, ctx.axis = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(qkv, *output)
 
 
@@ -122,6 +123,7 @@ def _(
 def _keep_layer(ctx: Any, inputs: tuple[Tensor, Sequence[Tensor], int, str], output: list[Tensor]) -> None:
     x, weights, ctx.heads, ctx.axis = inputs
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros for what is kept
     ctx.save_for_backward(x, *output[1:], *weights)
 
 

@@ -60,7 +60,7 @@ def feed_forward_gradient_kernel(
     p_normed,  # (rows, C), written: the normalised rows of mid
     p_grad_mid,  # (rows, C), written
     p_grad_attended,  # (rows, C), written
-    p_sums,  # (tiles, 3, C), written: of the gradients of norm weight, norm bias and down bias
+    p_sums,  # (tiles, 2, C), written: of the gradients of norm weight and down bias
     rows,
     tiles,
     programs,
@@ -97,12 +97,11 @@ def feed_forward_gradient_kernel(
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
         b_x, b_inverse = _standardise(b_x, C, EPS)
-        p_tile_sums = p_sums + tile * (3 * C) + o_c
+        p_tile_sums = p_sums + tile * (2 * C) + o_c
         tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
-        tl.store(p_tile_sums + C, tl.sum(b_dn, 0))
         b_dx = _through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
-        tl.store(p_tile_sums + 2 * C, tl.sum(b_dy, 0))
+        tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
         b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
         tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
         for first in tl.range(0, C, K, num_stages=1):
@@ -170,7 +169,7 @@ def norm_linear_gradient_kernel(
     p_weight,  # (3C, C)
     p_normed,  # (rows, C), written
     p_grad_x,  # (rows, C), written
-    p_sums,  # (tiles, 2, C), written: of the gradients of norm weight and bias
+    p_sums,  # (tiles, C), written: of the gradient of the norm's weight
     rows,
     tiles,
     programs,
@@ -205,9 +204,7 @@ def norm_linear_gradient_kernel(
         b_weight = row_of(p_norm_weight, o_c)
         b_n = (b_x * b_weight + row_of(p_norm_bias, o_c)).to(p_normed.dtype.element_ty)
         tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
-        p_tile_sums = p_sums + tile * (2 * C) + o_c
-        tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
-        tl.store(p_tile_sums + C, tl.sum(b_dn, 0))
+        tl.store(p_sums + tile * C + o_c, tl.sum(b_dn * b_x, 0))
         b_dx = tl.load(p_grad_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
         b_dx += _through_norm(b_dn, b_x, b_inverse, b_weight, C)
         tl.store(p_grad_x + o_tile + o_mc, b_dx.to(p_grad_x.dtype.element_ty), mask=m_m)
@@ -238,26 +235,17 @@ def axis_layer_backward(
     grad_qkv = axis_attention_backward(grad_attended, qkv, attended, lse, heads, axis)
     grad_x, normed, norm_sums = _norm_linear_gradient(grad_qkv, x, grad_mid, norm1_weight, norm1_bias, qkv_weight)
     grad_qkv_weight, grad_qkv_bias = weight_gradient(grad_qkv.view(-1, 3 * width), normed.view(-1, width))
-    norm2_weight, norm2_bias, grad_down_bias = (row.clone() for row in sums.sum(0))  # an operator gives no views
-    norm1_weight, norm1_bias = (row.clone() for row in norm_sums.sum(0))
-    grads = [
-        grad_x,
-        norm1_weight,
-        norm1_bias,
-        grad_qkv_weight,
-        grad_qkv_bias,
-        grad_out,
-        grad_out_bias,
-        norm2_weight,
-        norm2_bias,
-    ]
-    return [*grads, grad_up, grad_up_bias, grad_down, grad_down_bias]
+    grad_norm2, grad_down_bias = (row.clone() for row in sums.sum(0))  # an operator gives no views
+    # A norm's bias reaches the rows behind it through a matrix alone, and so does that matrix's own bias.
+    grad_norm1_bias, grad_norm2_bias = grad_qkv_bias @ qkv_weight.float(), grad_up_bias @ feed_forward[2].float()
+    grads = [norm_sums.sum(0), grad_norm1_bias, grad_qkv_weight, grad_qkv_bias, grad_out, grad_out_bias]
+    return [grad_x, *grads, grad_norm2, grad_norm2_bias, grad_up, grad_up_bias, grad_down, grad_down_bias]
 
 
 def _feed_forward_gradient(
     grad_y: Tensor, mid: Tensor, out_weight: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(gradient of mid, of the attended rows, normalised rows of mid, (tiles, 3, C) sums)."""
+    """(gradient of mid, of the attended rows, normalised rows of mid, (tiles, 2, C) sums)."""
     norm_weight, norm_bias, up_weight, up_bias, down_weight, _ = weights
     hidden, width = up_weight.shape
     rows = mid.numel() // width
@@ -271,7 +259,7 @@ def _feed_forward_gradient(
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, processors(mid.device))
     normed, grad_mid, grad_attended = (torch.empty_like(mid) for _ in range(3))
-    sums = torch.empty(tiles, 3, width, dtype=torch.float32, device=mid.device)
+    sums = torch.empty(tiles, 2, width, dtype=torch.float32, device=mid.device)
     names = ("p_grad_y", "p_mid", "p_norm_weight", "p_norm_bias", "p_up_weight", "p_up_bias", "p_down_weight")
     names += ("p_out_weight", "p_normed", "p_grad_mid", "p_grad_attended", "p_sums")
     tensors = (grad_y, mid, norm_weight, norm_bias, up, up_bias, down, out_weight.contiguous())
@@ -323,14 +311,14 @@ def _feed_forward_weights(normed: Tensor, grad_y: Tensor, weights: Sequence[Tens
 def _norm_linear_gradient(
     grad_out: Tensor, x: Tensor, grad_mid: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(gradient of x, normalised rows of x, (tiles, 2, C) sums)."""
+    """(gradient of x, normalised rows of x, (tiles, C) sums)."""
     width = x.shape[-1]
     rows = x.numel() // width
     m, k, warps = (64, width, 8) if x.element_size() == 2 else (16, 32, 8)
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, 2 * processors(x.device))
     normed, grad_x = torch.empty_like(x), torch.empty_like(x)
-    sums = torch.empty(tiles, 2, width, dtype=torch.float32, device=x.device)
+    sums = torch.empty(tiles, width, dtype=torch.float32, device=x.device)
     names = ("p_grad_out", "p_x", "p_grad_mid", "p_norm_weight", "p_norm_bias", "p_weight", "p_normed", "p_grad_x")
     tensors = (grad_out, x, grad_mid, norm_weight, norm_bias, weight.contiguous(), normed, grad_x)
     arguments = dict(zip((*names, "p_sums"), (*tensors, sums), strict=True))
