@@ -1,6 +1,7 @@
 """The Triton kernels as PyTorch operators: ``torch.compile`` and ``torch.export`` take each as a whole.
 
-What a kernel does not serve (odd widths, dropout) goes to the reference, and so do gradients but those of attention.
+What a kernel does not serve (odd widths, dropout) goes to the reference. ``operators.py`` has what stands around the
+layers.
 Imported when a backend with kernels is chosen, never before: Triton may be absent.
 """
 
@@ -13,21 +14,12 @@ import fastenh_kernels
 import torch
 from torch import Tensor
 
-from fastenh.ops import reference
+from fastenh.ops import operators, reference
 from fastenh.ops.types import Activation, Axis, AxisLayerWeights
 
-DIFFERENTIABLE = ("axis_attention", "axis_layer")  # where a gradient is needed, too
+# where a gradient is needed, too
+DIFFERENTIABLE = ("axis_attention", "axis_layer", "decoder_taps", "encoder_conv")
 _WIDTHS = (16, 32, 64, 128)
-
-
-@torch.library.custom_op("fastenh::complex_mask", mutates_args=())
-def _complex_mask(mask: Tensor, spectrum: Tensor, activation: str) -> Tensor:
-    return fastenh_kernels.complex_mask(mask, spectrum, activation)
-
-
-@_complex_mask.register_fake
-def _(mask: Tensor, spectrum: Tensor, activation: str) -> Tensor:
-    return torch.empty_like(spectrum)
 
 
 @torch.library.custom_op("fastenh::axis_attention", mutates_args=())
@@ -62,16 +54,6 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 _axis_attention.register_autograd(_gradient, setup_context=_keep)
 
 
-@torch.library.custom_op("fastenh::mask_head", mutates_args=())
-def _mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
-    return fastenh_kernels.mask_head(z, scale, shift, weight, bias, spectrum)
-
-
-@_mask_head.register_fake
-def _(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
-    return torch.empty_like(spectrum)
-
-
 @torch.library.custom_op("fastenh::axis_layer", mutates_args=())
 def _axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
     return fastenh_kernels.axis_layer(x, weights, heads, axis)
@@ -82,52 +64,21 @@ def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("fastenh::decoder_taps", mutates_args=())
-def _decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
-    return fastenh_kernels.decoder_taps(x, skip, matrix)
-
-
-@_decoder_taps.register_fake
-def _(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:3], 3, matrix.shape[2] // 3))
-
-
-@torch.library.custom_op("fastenh::encoder_conv", mutates_args=())
-def _encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    return fastenh_kernels.encoder_conv(x, matrix, bias, relu)
-
-
-@_encoder_conv.register_fake
-def _(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    return x.new_empty((*x.shape[:2], (x.shape[2] + 1) // 2, matrix.shape[2]))
-
-
-@torch.library.custom_op("fastenh::encoder_front", mutates_args=())
-def _encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    return fastenh_kernels.encoder_front(spectrum, weight, bias, relu)
-
-
-@_encoder_front.register_fake
-def _(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    batch, bins, frames = spectrum.shape
-    return weight.new_empty((batch, frames, (bins + 1) // 2, weight.shape[0]))
-
-
 def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tensor:
-    return _complex_mask(mask, spectrum, activation)
+    return operators.complex_mask(mask, spectrum, activation)
 
 
 def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     if not _power_of_two(weight.shape[0]):
         return reference.encoder_front(spectrum, weight, bias, relu)
-    return _encoder_front(spectrum, weight.to(_autocast_dtype(weight)), bias, relu)
+    return operators.encoder_front(spectrum, weight.to(_autocast_dtype(weight)), bias, relu)
 
 
 def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    if matrix.shape[1] > 128:
+    if max(matrix.shape[1:]) > 128:
         return reference.encoder_conv(x, matrix, bias, relu)
     x = x.to(_autocast_dtype(x))
-    return _encoder_conv(x, matrix.to(x.dtype), bias, relu)
+    return operators.encoder_conv(x, matrix.to(x.dtype), bias, relu)
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tensor:
@@ -147,16 +98,16 @@ def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dro
 
 
 def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
-    if x.shape[-1] > 128:
+    if x.shape[-1] > 128 or matrix.shape[2] > 256:
         return reference.decoder_taps(x, skip, matrix)
     x = x.to(_autocast_dtype(x))
-    return _decoder_taps(x, skip.to(x.dtype), matrix.to(x.dtype))
+    return operators.decoder_taps(x, skip.to(x.dtype), matrix.to(x.dtype))
 
 
 def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
     if not _power_of_two(z.shape[-1]) or z.shape[-1] < 16:
         return reference.mask_head(z, scale, shift, weight, bias, spectrum)
-    return _mask_head(z, scale, shift, weight, bias, spectrum)
+    return operators.mask_head(z, scale, shift, weight, bias, spectrum)
 
 
 def _power_of_two(number: int) -> bool:

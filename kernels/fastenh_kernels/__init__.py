@@ -13,6 +13,7 @@ from fastenh_kernels.complex_mask import complex_mask
 from fastenh_kernels.encoder_front import encoder_front
 from fastenh_kernels.mask_head import mask_head
 from fastenh_kernels.time_taps import decoder_taps, encoder_conv
+from fastenh_kernels.time_taps_backward import decoder_taps_backward, encoder_conv_backward
 
 INTERPRETED = triton.knobs.runtime.interpret  # decided when the kernels are decorated, that is now
 
@@ -23,7 +24,9 @@ __all__ = [
     "axis_layer",
     "complex_mask",
     "decoder_taps",
+    "decoder_taps_backward",
     "encoder_conv",
+    "encoder_conv_backward",
     "encoder_front",
     "mask_head",
 ]

@@ -67,6 +67,19 @@ def forward_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
     return cases
 
 
+def convolution_gradient_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    bands, channels, front, head = 65, 128, 32, 64
+    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
+    wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
+    z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
+    conv_weight = _empty(3, 3 * front, channels, dtype=dtype)
+    matrix = _empty(3, channels, 3 * head, dtype=dtype)
+    return {
+        "decoder_taps backward": (fastenh_kernels.decoder_taps_backward, (z, x, x, matrix)),
+        "encoder_conv backward": (fastenh_kernels.encoder_conv_backward, (x, wide, conv_weight)),
+    }
+
+
 def _layer_weights(dtype: torch.dtype) -> list[torch.Tensor]:
     shapes = [(128,), (128,), (384, 128), (384,), (128, 128), (128,)]
     shapes += [(128,), (128,), (512, 128), (512,), (128, 512), (128,)]
