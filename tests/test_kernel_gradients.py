@@ -1,55 +1,54 @@
 """Gradients of the kernels around the transformer layers against float64, every input and parameter.
 
-The judge, the floors and the devices are those of test_kernels.py.
+The judge, the floors and the devices are those of parity.py.
 """
 
 import pytest
 import torch
-from test_kernels import (  # noqa: F401 (fixtures)
-    FLOORS,
-    as_double,
-    interpreted,
-    outputs_begin_as_nan,
-    randn,
-    relative,
-    target,
-)
+from parity import FLOORS, as_double, randn, relative, rounded
 
 pytest.importorskip("triton")
 from fastenh.ops import operators, reference
 
-GRADIENT_CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
+pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
+CHECKS = ("test_schema", "test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
 
 
-def gradients(function, arguments, wanted, cotangent):
+def gradients(function, arguments, wanted, cotangents):
     """Of the arguments at the places ``wanted``."""
-    arguments = [a.detach().requires_grad_(i in wanted) if isinstance(a, torch.Tensor) else a
-                 for i, a in enumerate(arguments)]  # fmt: skip
+    arguments = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
+    for place in wanted:
+        arguments[place].requires_grad_()
+    outs = results(function, arguments)
+    cotangents = [c.to(out) for c, out in zip(cotangents, outs, strict=True)]
+    return torch.autograd.grad(outs, [arguments[place] for place in wanted], cotangents)
+
+
+def results(function, arguments):
     out = function(*arguments)
-    outs = out if isinstance(out, tuple) else (out,)
-    return torch.autograd.grad(outs, [arguments[i] for i in wanted], [c.to(o) for c, o in zip(cotangent, outs)])
+    return out if isinstance(out, tuple) else (out,)
 
 
 def check_gradients(ours, plain, arguments, target, wanted=None):
     """Every gradient of ``ours`` against that of ``plain``, on arguments rounded to the dtype under test."""
     device, dtype = target
-    rounded = [a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
-    wanted = [i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor)] if wanted is None else wanted
-    out = plain(*rounded)
-    cotangent = [torch.randn_like(o) for o in (out if isinstance(out, tuple) else (out,))]
-    truth = gradients(plain, list(map(as_double, rounded)), wanted, cotangent)
-    theirs = gradients(plain, rounded, wanted, cotangent)
-    moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in rounded]
-    for number, (own, their, true) in enumerate(zip(gradients(ours, moved, wanted, cotangent), theirs, truth)):
-        assert own.dtype == their.dtype
-        error, error_of_reference = relative(own, true), relative(their, true)
-        assert error <= 1.5 * error_of_reference + FLOORS[dtype], (wanted[number], error, error_of_reference)
+    arguments = [rounded(a, dtype) for a in arguments]
+    wanted = wanted or [place for place, a in enumerate(arguments) if isinstance(a, torch.Tensor)]
+    cotangents = [torch.randn_like(out) for out in results(plain, arguments)]
+    truth = gradients(plain, list(map(as_double, arguments)), wanted, cotangents)
+    theirs = gradients(plain, arguments, wanted, cotangents)
+    moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+    own = gradients(ours, moved, wanted, cotangents)
+    for place, gradient, reference_gradient, true in zip(wanted, own, theirs, truth, strict=True):
+        assert gradient.dtype == reference_gradient.dtype
+        error, error_of_reference = relative(gradient, true), relative(reference_gradient, true)
+        assert error <= 1.5 * error_of_reference + FLOORS[dtype], (place, error, error_of_reference)
 
 
 def twice(function, arguments, wanted):
     """The same step again gives the same bits."""
-    cotangent = [torch.randn_like(function(*arguments))]
-    first, second = (gradients(function, arguments, wanted, cotangent) for _ in range(2))
+    cotangents = [torch.randn_like(out) for out in results(function, arguments)]
+    first, second = (gradients(function, arguments, wanted, cotangents) for _ in range(2))
     assert all(map(torch.equal, first, second))
 
 
@@ -65,7 +64,13 @@ def test_gradient_of_decoder_taps(target, bands, channels, outputs, frames):
 
 @pytest.mark.parametrize(
     ("bands", "channels", "outputs", "frames", "relu"),
-    [(13, 32, 128, 2, False), (129, 8, 16, 1, True), (1, 4, 16, 5, False), (6, 11, 24, 1, True), (2, 42, 100, 9, False)],
+    [
+        (13, 32, 128, 2, False),
+        (129, 8, 16, 1, True),
+        (1, 4, 16, 5, False),
+        (6, 11, 24, 1, True),
+        (2, 42, 100, 9, False),
+    ],
 )
 def test_gradient_of_encoder_conv(target, bands, channels, outputs, frames, relu):
     torch.manual_seed(0)
@@ -86,4 +91,4 @@ def test_operators_with_gradients_keep_the_rules_of_torch(interpreted):
         operators.decoder_taps: (grad(1, 2, 3, 16), grad(1, 2, 3, 16), grad(3, 16, 12)),
         operators.encoder_conv: (grad(1, 2, 5, 4), grad(3, 12, 8), grad(8), True),
     }.items():
-        torch.library.opcheck(operator, arguments, test_utils=GRADIENT_CHECKS)
+        torch.library.opcheck(operator, arguments, test_utils=CHECKS)

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from conftest import SAMPLES, noise, voice
+from parity import check, randn, relative
 
 pytest.importorskip("triton")
 import fastenh_kernels
@@ -26,63 +27,12 @@ from fastenh.models.registry import build
 from fastenh.ops import backend, reference
 from fastenh.ops.proof import disproof
 
-# Rounding of the result itself: a few units in the last place. float32 products are made of three TF32 products.
-FLOORS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-# bfloat16 is wrong in Triton's interpreter (3.6 to 3.9: tl.dot multiplies the raw bits), so it waits for a GPU
-DEVICES = [
-    pytest.param(("cpu", torch.float32), id="interpreted-float32"),
-    pytest.param(("cpu", torch.float16), id="interpreted-float16"),
-    *(pytest.param(("cuda", dtype), marks=pytest.mark.gpu, id=f"cuda-{str(dtype)[6:]}") for dtype in FLOORS),
-]
 SMALL = DPTConfig(channels=64, front_channels=8, head_channels=16, heads=2, feed_forward=64, blocks=1)
 LENGTHS = [1, 2, 17, 63, 64, 65, 80, 100, 129, 188, 257, 401]
-
-
 HERE = "cpu" if fastenh_kernels.INTERPRETED else "cuda"  # where the kernels run in this process
 
 
-@pytest.fixture(params=DEVICES)
-def target(request):
-    if request.param[0] != HERE:
-        pytest.skip(f"the kernels run on {HERE} here")
-    return request.param
-
-
-@pytest.fixture(autouse=True)
-def outputs_begin_as_nan(monkeypatch):
-    """An element that a kernel does not write fails the comparison."""
-    empty = torch.empty
-
-    def filled(*shape, **options):
-        made = empty(*shape, **options)
-        floating = made.is_floating_point() or made.is_complex()
-        return made.fill_(float("nan")) if floating and made.device.type != "meta" else made
-
-    monkeypatch.setattr(torch, "empty", filled)
-
-
-def randn(*shape, dtype=torch.float32):
-    return torch.randn(*shape, dtype=dtype)
-
-
-def as_double(value):
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(torch.complex128 if value.is_complex() else torch.float64)
-
-
-def relative(value, truth):
-    return ((value.cpu().to(truth.dtype) - truth).norm() / truth.norm()).item()
-
-
-def check(kernel, plain, arguments, target):
-    """``kernel`` against ``plain`` on the same arguments, rounded to the dtype under test."""
-    device, dtype = target
-    rounded = [a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
-    truth = plain(*map(as_double, rounded))
-    moved = [a.to(device) if isinstance(a, torch.Tensor) else a for a in rounded]
-    error, error_of_reference = relative(kernel(*moved), truth), relative(plain(*rounded), truth)
-    assert error <= 1.5 * error_of_reference + FLOORS[dtype], (error, error_of_reference)
+pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 5, 3), (1, 257, 9)])
@@ -298,14 +248,6 @@ def test_windows_are_filled_up_to_a_power_of_two():
 
 
 # --- as operators --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def interpreted():
-    if HERE != "cpu":
-        pytest.skip("the kernels were loaded for the GPU")
-    with backend.use_backend("interpret"):
-        yield
 
 
 def test_operators_keep_the_rules_of_torch(interpreted):

@@ -85,8 +85,7 @@ def time_taps_kernel(
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tl.static_assert(K1 == 0 or N1 == 0 and not SKIP)
-    CUT: tl.constexpr = OUT_LIMIT < BANDS * OUT
+    tl.static_assert(K1 == 0 or (N1 == 0 and not SKIP))
     i_column = tl.program_id(0) % COLUMNS
     i_tile = tl.program_id(0) // COLUMNS % tiles
     first = (tl.program_id(0) // COLUMNS // tiles).to(tl.int64) * chunk
@@ -103,7 +102,7 @@ def time_taps_kernel(
     b_before0, b_own0, b_behind0 = _load_matrices(p_matrix, o_k, o_0, USED, OUT)
     b_out0 = tl.zeros([M, N0], tl.float32)  # of the frame before t
     b_next0 = tl.zeros([M, N0], tl.float32)  # of frame t
-    m_0 = _within(m_rows, o_f, o_0, OUT, OUT_LIMIT, CUT)
+    m_0 = _within(m_rows, o_f, o_0, OUT, OUT_LIMIT, OUT_LIMIT < BANDS * OUT)
     if K1 > 0:
         o_far = K0 + tl.arange(0, K1)
         o_x_far = (o_f * STEP + START)[:, None] + o_far[None, :]
@@ -117,7 +116,7 @@ def time_taps_kernel(
         b_before1, b_own1, b_behind1 = _load_matrices(p_matrix, o_k, o_1, USED, OUT)
         b_out1 = tl.zeros([M, N1], tl.float32)
         b_next1 = tl.zeros([M, N1], tl.float32)
-        m_1 = _within(m_rows, o_f, o_1, OUT, OUT_LIMIT, CUT)
+        m_1 = _within(m_rows, o_f, o_1, OUT, OUT_LIMIT, OUT_LIMIT < BANDS * OUT)
     for t in tl.range(first - 1, last + 1):
         m_t = (t >= 0) & (t < frames)
         b_x = tl.load(p_x + t * LIMIT + o_x, mask=m_x & m_t, other=0.0)  # [M, K0]

@@ -2,8 +2,8 @@
 
 That of the input is a walk along time as the forward pass is (``time_taps.py``), taps reversed and matrices transposed.
 Two bands of the encoder's input lie side by side and draw on two bands of the result's gradient, side by side, too.
-That of the matrices is a product over all frames and bands: a program walks along time with a tile of (clip, band) rows,
-holds the input of three frames, reads each frame of the result's gradient once, and keeps its part of the three
+That of the matrices is a product over all frames and bands: a program walks along time with a tile of (clip, band)
+rows, holds the input of three frames, reads each frame of the result's gradient once, and keeps its part of the three
 matrices in registers. Parts are summed afterwards, in one order: two identical steps give equal bits.
 """
 
@@ -66,7 +66,6 @@ def tap_gradient_kernel(
     SKIP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    ONES: tl.constexpr = KEPT > USED
     i_column = tl.program_id(0) % COLUMNS
     o_k = tl.program_id(0) // COLUMNS % VALUES * K + tl.arange(0, K)
     i_part = (tl.program_id(0) // COLUMNS // VALUES).to(tl.int64)
@@ -89,11 +88,11 @@ def tap_gradient_kernel(
         o_x = (o_b * LIMIT)[:, None] + o_x
         o_g = (o_b * BANDS + o_f) * OUT
         o_t = first * LIMIT
-        b_before = _load_rows(p_x, p_skip, o_t - LIMIT + o_x, m_x & (first > 0), o_k, USED, SKIP, ONES)
-        b_now = _load_rows(p_x, p_skip, o_t + o_x, m_x, o_k, USED, SKIP, ONES)
+        b_before = _load_rows(p_x, p_skip, o_t - LIMIT + o_x, m_x & (first > 0), o_k, USED, SKIP, KEPT > USED)
+        b_now = _load_rows(p_x, p_skip, o_t + o_x, m_x, o_k, USED, SKIP, KEPT > USED)
         for t in tl.range(first, tl.minimum(first + chunk, frames)):
             m_t = m_x & (t + 1 < frames)
-            b_after = _load_rows(p_x, p_skip, (t + 1) * LIMIT + o_x, m_t, o_k, USED, SKIP, ONES)
+            b_after = _load_rows(p_x, p_skip, (t + 1) * LIMIT + o_x, m_t, o_k, USED, SKIP, KEPT > USED)
             p_g = p_grad + (t * (BANDS * OUT) + o_g)[:, None]
             b_g = tl.load(p_g + o_0[None, :], mask=m_rows[:, None] & (o_0 < OUT)[None, :], other=0.0)  # [M, N0]
             b_sum0 = tl.dot(tl.trans(b_before), b_g, b_sum0, input_precision=PRECISION)
