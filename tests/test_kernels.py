@@ -346,7 +346,6 @@ def test_the_reference_serves_what_the_kernels_do_not(interpreted):
     assert backend.pick("axis_attention", qkv.double()) is reference.axis_attention
     assert backend.pick("axis_attention", qkv.clone().requires_grad_()) is not reference.axis_attention
     assert backend.pick("decoder_taps", qkv.clone().requires_grad_()) is not reference.decoder_taps
-    assert backend.pick("upsampled_moments", qkv) is reference.upsampled_moments
     assert ops.axis_attention(randn(1, 2, 5, 24), 1, "time").shape == (1, 2, 5, 8)  # heads too narrow for a kernel
     with backend.use_backend("reference"):
         assert backend.pick("axis_attention", qkv) is reference.axis_attention

@@ -17,8 +17,16 @@ from torch import Tensor
 from fastenh.ops import operators, reference
 from fastenh.ops.types import Activation, Axis, AxisLayerWeights
 
-# where a gradient is needed, too
-DIFFERENTIABLE = ("axis_attention", "axis_layer", "decoder_taps", "encoder_conv")
+DIFFERENTIABLE = (  # where a gradient is needed, too
+    "axis_attention",
+    "axis_layer",
+    "complex_mask",
+    "decoder_taps",
+    "encoder_conv",
+    "encoder_front",
+    "mask_head",
+    "upsampled_moments",
+)
 _WIDTHS = (16, 32, 64, 128)
 
 
@@ -69,7 +77,7 @@ def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tens
 
 
 def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    if not _power_of_two(weight.shape[0]):
+    if not _power_of_two(weight.shape[0]) or (torch.is_grad_enabled() and spectrum.requires_grad):
         return reference.encoder_front(spectrum, weight, bias, relu)
     return operators.encoder_front(spectrum, weight.to(_autocast_dtype(weight)), bias, relu)
 
@@ -102,6 +110,12 @@ def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
         return reference.decoder_taps(x, skip, matrix)
     x = x.to(_autocast_dtype(x))
     return operators.decoder_taps(x, skip.to(x.dtype), matrix.to(x.dtype))
+
+
+def upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    if not _power_of_two(z.shape[-1]) or z.shape[-1] < 16:
+        return reference.upsampled_moments(z, bins)
+    return operators.upsampled_moments(z, bins)
 
 
 def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:

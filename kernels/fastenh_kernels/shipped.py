@@ -74,9 +74,16 @@ def convolution_gradient_cases(dtype: torch.dtype, clips: int) -> dict[str, Case
     z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
     conv_weight = _empty(3, 3 * front, channels, dtype=dtype)
     matrix = _empty(3, channels, 3 * head, dtype=dtype)
+    spectrum = _empty(clips, CLIP_FRAMES, 257, dtype=torch.complex64).transpose(1, 2)  # as torch.stft lays it
+    vector = _empty(head)
+    head_arguments = (z, vector, vector, vector, _empty(1), spectrum)
     return {
+        "upsampled_moments": (fastenh_kernels.upsampled_moments, (z, 257)),
+        "mask_head backward": (fastenh_kernels.mask_head_backward, (spectrum, *head_arguments)),
+        "upsampled_moments backward": (fastenh_kernels.upsampled_moments_backward, (vector, vector, z, vector, 257)),
         "decoder_taps backward": (fastenh_kernels.decoder_taps_backward, (z, x, x, matrix)),
         "encoder_conv backward": (fastenh_kernels.encoder_conv_backward, (x, wide, conv_weight)),
+        "encoder_front backward": (fastenh_kernels.encoder_front_backward, (wide, spectrum)),
     }
 
 
