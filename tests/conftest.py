@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity import DEVICES
 
 if not torch.cuda.is_available():  # Triton's kernels run in its interpreter; decided when they are imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -15,6 +16,7 @@ if not torch.cuda.is_available():  # Triton's kernels run in its interpreter; de
 from fastenh.models import checkpoint
 from fastenh.models.dpt import DPTConfig
 from fastenh.models.registry import build
+from fastenh.ops import backend
 
 SAMPLES = Path(__file__).resolve().parent.parent / "samples"
 TINY_DPT = DPTConfig(channels=16, front_channels=4, head_channels=8, heads=2, feed_forward=32, blocks=1)
@@ -47,3 +49,33 @@ def tiny_checkpoint(tiny_model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     checkpoint.save(path, "dpt", TINY_DPT, tiny_model, {}, half=False)
     return path
+
+
+@pytest.fixture(params=DEVICES)
+def target(request):
+    """(device, dtype) under test, where the kernels run in this process."""
+    kernels = pytest.importorskip("fastenh_kernels")
+    if request.param[0] != ("cpu" if kernels.INTERPRETED else "cuda"):
+        pytest.skip("the kernels run elsewhere here")
+    return request.param
+
+
+@pytest.fixture
+def interpreted():
+    if not pytest.importorskip("fastenh_kernels").INTERPRETED:
+        pytest.skip("the kernels were loaded for the GPU")
+    with backend.use_backend("interpret"):
+        yield
+
+
+@pytest.fixture
+def outputs_begin_as_nan(monkeypatch):
+    """An element that a kernel does not write fails the comparison."""
+    empty = torch.empty
+
+    def filled(*shape, **options):
+        made = empty(*shape, **options)
+        floating = made.is_floating_point() or made.is_complex()
+        return made.fill_(float("nan")) if floating and made.device.type != "meta" else made
+
+    monkeypatch.setattr(torch, "empty", filled)

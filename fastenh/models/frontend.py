@@ -41,9 +41,9 @@ class Frontend(nn.Module):
         """
         window = self.window.to(spectrum.real.dtype)
         frames = torch.fft.irfft(spectrum.transpose(1, 2), N_FFT) * window  # (B, T, 512)
-        weights = self._overlap_add(window.square().expand(1, *frames.shape[1:]))
-        first = N_FFT // 2  # of the centre of the first frame
-        return (self._overlap_add(frames) / weights)[:, first : first + length]
+        weights = window.square().expand(1, *frames.shape[1:])
+        kept = slice(N_FFT // 2, N_FFT // 2 + length)  # from the centre of the first frame on
+        return self._overlap_add(frames)[:, kept] / self._overlap_add(weights)[:, kept]
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
         """(B, T, 512) -> (B, T * hop + 512 - hop), but for the last frame's end, where the window falls to nothing."""

@@ -72,17 +72,14 @@ def choose(device: torch.device) -> Choice:
 def pick(name: str, *tensors: Tensor) -> Callable[..., Any]:
     """The function that does operation ``name`` with these tensors.
 
-    The kernels do not count in float64, and few have a backward pass yet: the reference serves where a tensor is
-    float64, where a gradient is needed that no kernel gives, and for the operations that no kernel does.
+    The kernels do not count in float64: the reference serves there.
     """
     double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
     if double or choose(tensors[0].device).name == "reference":
         return getattr(reference, name)
     from fastenh.ops import kernels  # Triton may be absent where nobody asks for it
 
-    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    serves = hasattr(kernels, name) and (not gradient or name in kernels.DIFFERENTIABLE)
-    return getattr(kernels if serves else reference, name)
+    return getattr(kernels, name)
 
 
 def _checked(name: str, source: str) -> str:

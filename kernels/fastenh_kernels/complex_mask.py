@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fastenh_kernels.launch import Cost, launch, size
 
-_ACTIVATIONS = {"none": 0, "sigmoid": 1, "tanh": 2}
-_BLOCK = 512  # elements a program; 4 warps: 4 elements a thread, 16-byte loads of the spectrum
+ACTIVATIONS = {"none": 0, "sigmoid": 1, "tanh": 2}
+BLOCK = 512  # elements a program; 4 warps: 4 elements a thread, 16-byte loads of the spectrum
 
 
 @triton.jit
-def _bounded(b_magnitude):
+def bounded(b_magnitude):
     """tanh(m) / m; the series below 0.1, where the quotient loses digits."""
     b_square = b_magnitude * b_magnitude
     b_series = 1.0 - b_square * (1.0 / 3.0 - b_square * (2.0 / 15.0 - b_square * (17.0 / 315.0)))
@@ -57,7 +57,7 @@ def complex_mask_kernel(
     if COMPLEX_MASK:
         b_mask_im = tl.load(p_mask + o_mask + 1, mask=m, other=0.0).to(tl.float32)
         if ACTIVATION == 2:
-            b_gain = _bounded(tl.sqrt(b_mask * b_mask + b_mask_im * b_mask_im))
+            b_gain = bounded(tl.sqrt(b_mask * b_mask + b_mask_im * b_mask_im))
             b_mask = b_mask * b_gain
             b_mask_im = b_mask_im * b_gain
         b_out_re = b_re * b_mask - b_im * b_mask_im
@@ -66,7 +66,7 @@ def complex_mask_kernel(
         if ACTIVATION == 1:
             b_mask = 1.0 / (1.0 + tl.exp(-b_mask))
         if ACTIVATION == 2:
-            b_mask = b_mask * _bounded(tl.abs(b_mask))
+            b_mask = b_mask * bounded(tl.abs(b_mask))
         b_out_re = b_re * b_mask
         b_out_im = b_im * b_mask
     tl.store(p_out + o_out, b_out_re, mask=m)
@@ -92,21 +92,21 @@ def complex_mask(mask: Tensor, spectrum: Tensor, activation: str) -> Tensor:
         "elements": elements,
         "slow": spectrum.shape[order[1]],
         "fast": spectrum.shape[order[2]],
-        **_strides("mask", values, order),
-        **_strides("spectrum", pairs, order),
-        **_strides("out", out_pairs, order),
-        "ACTIVATION": _ACTIVATIONS[activation],
+        **strides("mask", values, order),
+        **strides("spectrum", pairs, order),
+        **strides("out", out_pairs, order),
+        "ACTIVATION": ACTIVATIONS[activation],
         "COMPLEX_MASK": mask.is_complex(),
-        "BLOCK": _BLOCK,
+        "BLOCK": BLOCK,
     }
 
     def cost() -> Cost:
         moved = size(mask, spectrum, out)
         return Cost((), flop=0, l2_bytes=moved, dram_bytes=moved)
 
-    launch(complex_mask_kernel, triton.cdiv(elements, _BLOCK), arguments, cost, num_warps=4)
+    launch(complex_mask_kernel, triton.cdiv(elements, BLOCK), arguments, cost, num_warps=4)
     return out
 
 
-def _strides(name: str, tensor: Tensor, order: tuple[int, int, int]) -> dict[str, int]:
+def strides(name: str, tensor: Tensor, order: tuple[int, int, int]) -> dict[str, int]:
     return {f"s_{name}_{part}": tensor.stride(axis) for part, axis in zip(("b", "slow", "fast"), order, strict=True)}

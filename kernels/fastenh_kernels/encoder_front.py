@@ -18,7 +18,7 @@ _ROWS, _WARPS = 128, 4  # of a program
 
 
 @triton.jit
-def _feature(p_x, m):
+def feature(p_x, m):
     """log(1 + |x|) of [M] interleaved complex values."""
     b_re = tl.load(p_x, mask=m, other=0.0)
     b_im = tl.load(p_x + 1, mask=m, other=0.0)
@@ -73,9 +73,9 @@ def encoder_front_kernel(
     for t in tl.range(first - 1, last + 1):
         m = m_rows & (t >= 0) & (t < frames)
         p_t = p_x + t * s_t
-        b_0 = _feature(p_t - s_f, m & (o_band > 0))  # [M, 1]
-        b_1 = _feature(p_t, m)
-        b_2 = _feature(p_t + s_f, m & (2 * o_band + 1 < BINS))
+        b_0 = feature(p_t - s_f, m & (o_band > 0))  # [M, 1]
+        b_1 = feature(p_t, m)
+        b_2 = feature(p_t + s_f, m & (2 * o_band + 1 < BINS))
         b_out += b_0 * b_behind0 + b_1 * b_behind1 + b_2 * b_behind2
         if RELU:
             b_out = tl.maximum(b_out, 0.0)

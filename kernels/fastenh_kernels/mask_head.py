@@ -9,14 +9,13 @@ made. The entries of the map have the dtype of z.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.upsampling import upsampling_blocks
 
 _BINS = {2: 64, 4: 32}  # bytes of a value: bins of a program
 _FRAMES = 16  # of a program
@@ -125,29 +124,3 @@ def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Ten
 
     launch(mask_head_kernel, blocks * groups, arguments, cost, num_warps=4)
     return out
-
-
-@lru_cache(maxsize=16)
-def upsampling_blocks(
-    bands: int, bins: int, block: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """The linear map from (band, tap) to bins in blocks of bins: (blocks, block, K), and each block's first row.
-
-    Bin f takes row f + k - 1 of the upsampled tap k (rows outside are zero): a band b at distance d from the row's
-    position among the bands weighs max(0, 1 - d), the first and last band on to the edges (align_corners=False).
-    """
-    row = torch.arange(bins)[:, None] + torch.arange(-1, 2)  # (bins, taps)
-    position = ((row.double() + 0.5) * bands / bins - 0.5).clamp(0, bands - 1)
-    weights = (1 - (position[..., None] - torch.arange(bands)).abs()).clamp_min(0)  # (bins, taps, bands)
-    weights = weights * ((row >= 0) & (row < bins))[..., None]
-    matrix = weights.transpose(1, 2).flatten(1)  # (bins, bands * taps)
-    blocks = triton.cdiv(bins, block)
-    matrix = torch.cat([matrix, matrix.new_zeros(blocks * block - bins, matrix.shape[1])]).view(blocks, block, -1)
-    used = matrix.abs().amax(1) > 0  # (blocks, bands * taps)
-    first = used.int().argmax(1)
-    last = matrix.shape[2] - 1 - used.flip(1).int().argmax(1)
-    inner = max(16, triton.next_power_of_2(int((last - first).max()) + 1))
-    starts = first.clamp_max(max(0, matrix.shape[2] - inner))
-    padded = torch.nn.functional.pad(matrix, (0, inner))
-    columns = (starts[:, None] + torch.arange(inner))[:, None, :].expand(-1, block, -1)
-    return padded.gather(2, columns).to(device=device, dtype=dtype), starts.int().to(device)

@@ -86,6 +86,26 @@ def _training_layer_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
     return forward | backward
 
 
+def convolution_gradient_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    bands, channels, front, head = 65, 128, 32, 64
+    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
+    wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
+    z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
+    conv_weight = _empty(3, 3 * front, channels, dtype=dtype)
+    matrix = _empty(3, channels, 3 * head, dtype=dtype)
+    spectrum = _empty(clips, CLIP_FRAMES, 257, dtype=torch.complex64).transpose(1, 2)  # as torch.stft lays it
+    vector = _empty(head)
+    head_arguments = (z, vector, vector, vector, _empty(1), spectrum)
+    return {
+        "upsampled_moments": (fastenh_kernels.upsampled_moments, (z, 257)),
+        "mask_head backward": (fastenh_kernels.mask_head_backward, (spectrum, *head_arguments)),
+        "upsampled_moments backward": (fastenh_kernels.upsampled_moments_backward, (vector, vector, z, vector, 257)),
+        "decoder_taps backward": (fastenh_kernels.decoder_taps_backward, (z, x, x, matrix)),
+        "encoder_conv backward": (fastenh_kernels.encoder_conv_backward, (x, wide, conv_weight)),
+        "encoder_front backward": (fastenh_kernels.encoder_front_backward, (wide, spectrum)),
+    }
+
+
 def _layer_weights(dtype: torch.dtype) -> list[torch.Tensor]:
     shapes = [(128,), (128,), (384, 128), (384,), (128, 128), (128,)]
     shapes += [(128,), (128,), (512, 128), (512,), (128, 512), (128,)]

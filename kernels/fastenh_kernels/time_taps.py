@@ -8,6 +8,8 @@ encoder's convolution lie side by side in a frame: its row of 3 x 32 channels st
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -28,13 +30,30 @@ def _load_matrices(p_matrix, o_k, o_n, USED: tl.constexpr, OUT: tl.constexpr):
 
 
 @triton.jit
-def _finish(p_out, b_out, p_bias, o_n, m_rows, OUT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr):
-    m_n = o_n < OUT
+def _times(b_x0, b_x1, b_matrix0, b_matrix1, b_sum, K1: tl.constexpr, PRECISION: tl.constexpr):
+    """b_sum + [M, K0 + K1] times [K0 + K1, N]."""
+    b_sum = tl.dot(b_x0, b_matrix0, b_sum, input_precision=PRECISION)
+    if K1 > 0:
+        b_sum = tl.dot(b_x1, b_matrix1, b_sum, input_precision=PRECISION)
+    return b_sum
+
+
+@triton.jit
+def _finish(p_out, b_out, p_bias, o_n, m_out, OUT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr):
     if BIAS:
-        b_out += tl.load(p_bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        b_out += tl.load(p_bias + o_n, mask=o_n < OUT, other=0.0).to(tl.float32)[None, :]
     if RELU:
         b_out = tl.maximum(b_out, 0.0)
-    tl.store(p_out + o_n[None, :], b_out.to(p_out.dtype.element_ty), mask=m_rows[:, None] & m_n[None, :])
+    tl.store(p_out + o_n[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
+
+
+@triton.jit
+def _within(m_rows, o_f, o_n, OUT: tl.constexpr, OUT_LIMIT: tl.constexpr, CUT: tl.constexpr):
+    """[M, N]: which results there are. CUT: the last band's end behind the frame's."""
+    m = m_rows[:, None] & (o_n < OUT)[None, :]
+    if CUT:
+        m &= (o_f * OUT)[:, None] + o_n[None, :] < OUT_LIMIT
+    return m
 
 
 @triton.jit(do_not_specialize=["rows", "frames", "chunk", "tiles"])
@@ -43,7 +62,7 @@ def time_taps_kernel(
     p_skip,  # the same, added to x
     p_matrix,  # (3 time taps, USED, OUT)
     p_bias,  # (OUT,)
-    p_out,  # (B, T, BANDS, OUT), contiguous
+    p_out,  # (B, T, OUT_LIMIT), contiguous
     rows,  # B * BANDS
     frames,
     chunk,
@@ -54,9 +73,11 @@ def time_taps_kernel(
     LIMIT: tl.constexpr,  # values of a frame
     USED: tl.constexpr,  # values of a row
     OUT: tl.constexpr,
+    OUT_LIMIT: tl.constexpr,  # values of a frame of the result
     COLUMNS: tl.constexpr,  # programs that share the columns
     M: tl.constexpr,
-    K: tl.constexpr,
+    K0: tl.constexpr,  # a row's values in two blocks; the second has none where there are two of columns
+    K1: tl.constexpr,
     N0: tl.constexpr,
     N1: tl.constexpr,
     SKIP: tl.constexpr,
@@ -64,6 +85,7 @@ def time_taps_kernel(
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    tl.static_assert(K1 == 0 or (N1 == 0 and not SKIP))
     i_column = tl.program_id(0) % COLUMNS
     i_tile = tl.program_id(0) // COLUMNS % tiles
     first = (tl.program_id(0) // COLUMNS // tiles).to(tl.int64) * chunk
@@ -71,34 +93,48 @@ def time_taps_kernel(
     o_row = i_tile * M + tl.arange(0, M)
     o_b, o_f = (o_row // BANDS).to(tl.int64) * frames, o_row % BANDS
     m_rows = o_row < rows
-    o_k = tl.arange(0, K)
+    o_k = tl.arange(0, K0)
     o_x = (o_f * STEP + START)[:, None] + o_k[None, :]
     m_x = m_rows[:, None] & (o_x >= 0) & (o_x < LIMIT) & (o_k < USED)[None, :]
     o_x = (o_b * LIMIT)[:, None] + o_x
-    p_y = p_out + (o_b * (BANDS * OUT) + o_f * OUT)[:, None]
+    p_y = p_out + (o_b * OUT_LIMIT + o_f * OUT)[:, None]
     o_0 = i_column * (N0 + N1) + tl.arange(0, N0)
     b_before0, b_own0, b_behind0 = _load_matrices(p_matrix, o_k, o_0, USED, OUT)
     b_out0 = tl.zeros([M, N0], tl.float32)  # of the frame before t
     b_next0 = tl.zeros([M, N0], tl.float32)  # of frame t
+    m_0 = _within(m_rows, o_f, o_0, OUT, OUT_LIMIT, OUT_LIMIT < BANDS * OUT)
+    if K1 > 0:
+        o_far = K0 + tl.arange(0, K1)
+        o_x_far = (o_f * STEP + START)[:, None] + o_far[None, :]
+        m_x_far = m_rows[:, None] & (o_x_far >= 0) & (o_x_far < LIMIT) & (o_far < USED)[None, :]
+        o_x_far = (o_b * LIMIT)[:, None] + o_x_far
+        b_before_far, b_own_far, b_behind_far = _load_matrices(p_matrix, o_far, o_0, USED, OUT)
+    else:
+        b_before_far, b_own_far, b_behind_far = b_before0, b_own0, b_behind0
     if N1 > 0:
         o_1 = i_column * (N0 + N1) + N0 + tl.arange(0, N1)
         b_before1, b_own1, b_behind1 = _load_matrices(p_matrix, o_k, o_1, USED, OUT)
         b_out1 = tl.zeros([M, N1], tl.float32)
         b_next1 = tl.zeros([M, N1], tl.float32)
+        m_1 = _within(m_rows, o_f, o_1, OUT, OUT_LIMIT, OUT_LIMIT < BANDS * OUT)
     for t in tl.range(first - 1, last + 1):
-        m_t = m_x & (t >= 0) & (t < frames)
-        b_x = tl.load(p_x + t * LIMIT + o_x, mask=m_t, other=0.0)  # [M, K]
+        m_t = (t >= 0) & (t < frames)
+        b_x = tl.load(p_x + t * LIMIT + o_x, mask=m_x & m_t, other=0.0)  # [M, K0]
         if SKIP:
-            b_x += tl.load(p_skip + t * LIMIT + o_x, mask=m_t, other=0.0)
-        p_t = p_y + (t - 1) * (BANDS * OUT)
-        m_out = m_rows & (t > first)
-        b_out0 = tl.dot(b_x, b_behind0, b_out0, input_precision=PRECISION)
-        _finish(p_t, b_out0, p_bias, o_0, m_out, OUT, BIAS, RELU)
-        b_out0 = tl.dot(b_x, b_own0, b_next0, input_precision=PRECISION)
-        b_next0 = tl.dot(b_x, b_before0, input_precision=PRECISION)
+            b_x += tl.load(p_skip + t * LIMIT + o_x, mask=m_x & m_t, other=0.0)
+        if K1 > 0:
+            p_far = p_x + t * LIMIT + (o_x + K0 if K1 == K0 else o_x_far)  # one set of addresses where it can
+            b_far = tl.load(p_far, mask=m_x_far & m_t, other=0.0)  # [M, K1]
+        else:
+            b_far = b_x
+        p_t = p_y + (t - 1) * OUT_LIMIT
+        b_out0 = _times(b_x, b_far, b_behind0, b_behind_far, b_out0, K1, PRECISION)
+        _finish(p_t, b_out0, p_bias, o_0, m_0 & (t > first), OUT, BIAS, RELU)
+        b_out0 = _times(b_x, b_far, b_own0, b_own_far, b_next0, K1, PRECISION)
+        b_next0 = _times(b_x, b_far, b_before0, b_before_far, tl.zeros([M, N0], tl.float32), K1, PRECISION)
         if N1 > 0:
             b_out1 = tl.dot(b_x, b_behind1, b_out1, input_precision=PRECISION)
-            _finish(p_t, b_out1, p_bias, o_1, m_out, OUT, BIAS, RELU)
+            _finish(p_t, b_out1, p_bias, o_1, m_1 & (t > first), OUT, BIAS, RELU)
             b_out1 = tl.dot(b_x, b_own1, b_next1, input_precision=PRECISION)
             b_next1 = tl.dot(b_x, b_before1, input_precision=PRECISION)
 
@@ -109,9 +145,9 @@ def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
     Raises ``ValueError`` for more than 42 channels (a row of three must fit 128 values).
     """
     batch, frames, bands, channels = x.shape
-    row = {"STEP": 2 * channels, "START": -channels, "RELU": relu}
+    row = {"BANDS": (bands + 1) // 2, "STEP": 2 * channels, "START": -channels, "RELU": relu}
     out = torch.empty(batch, frames, (bands + 1) // 2, matrix.shape[2], dtype=x.dtype, device=x.device)
-    _launch(x.contiguous(), None, matrix, bias, out, row)
+    walk(x.contiguous(), None, matrix, bias, out, row)
     return out
 
 
@@ -122,18 +158,24 @@ def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
     """
     batch, frames, bands, channels = x.shape
     out = torch.empty(batch, frames, bands, 3, matrix.shape[2] // 3, dtype=x.dtype, device=x.device)
-    row = {"STEP": channels, "START": 0, "RELU": False}
-    _launch(x.contiguous(), skip.contiguous(), matrix, None, out, row)
+    row = {"BANDS": bands, "STEP": channels, "START": 0, "RELU": False}
+    walk(x.contiguous(), skip.contiguous(), matrix, None, out, row)
     return out
 
 
-def _launch(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None, out: Tensor, row: dict) -> None:
-    batch, frames, bands = out.shape[:3]
+def walk(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None, out: Tensor, row: dict) -> None:
+    """``out`` (B, T, values of a frame) of rows of x, (+ skip), as ``row`` tells where they begin and how many.
+
+    Raises ``ValueError`` for rows of more than 256 values, with a bias or a second summand of more than 128.
+    """
+    batch, frames = out.shape[:2]
     _, used, columns = matrix.shape
-    if used > 128:
-        raise ValueError(f"rows of {used} values: the kernel takes at most 128")
-    m, n0, n1, warps, stages = _tiles(columns, x)
-    tiles, parts = triton.cdiv(batch * bands, m), triton.cdiv(columns, n0 + n1)
+    most = 256 if skip is None and bias is None else 128
+    if used > most:
+        raise ValueError(f"rows of {used} values: the kernel takes at most {most}")
+    m, k0, k1, n0, n1, warps, stages = _tiles(used, columns, x)
+    rows = batch * row["BANDS"]
+    tiles, parts = triton.cdiv(rows, m), triton.cdiv(columns, n0 + n1)
     chunk = chunk_of(frames, tiles, x.device)
     chunks = triton.cdiv(frames, chunk)
     arguments = {
@@ -142,17 +184,18 @@ def _launch(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None,
         "p_matrix": matrix.contiguous(),
         "p_bias": matrix if bias is None else bias,
         "p_out": out,
-        "rows": batch * bands,
+        "rows": rows,
         "frames": frames,
         "chunk": chunk,
         "tiles": tiles,
-        "BANDS": bands,
         "LIMIT": x.shape[2] * x.shape[3],
         "USED": used,
         "OUT": columns,
+        "OUT_LIMIT": math.prod(out.shape[2:]),
         "COLUMNS": parts,
         "M": m,
-        "K": max(16, triton.next_power_of_2(used)),
+        "K0": k0,
+        "K1": k1,
         "N0": n0,
         "N1": n1,
         "SKIP": skip is not None,
@@ -164,21 +207,28 @@ def _launch(x: Tensor, skip: Tensor | None, matrix: Tensor, bias: Tensor | None,
 
     def cost() -> Cost:
         # of the input every row, and a frame more at both ends of a chunk; the matrix once a program
-        rows_read = batch * bands * used * x.element_size() * len(sources) * parts * (frames + 2 * chunks)
+        rows_read = rows * used * x.element_size() * len(sources) * parts * (frames + 2 * chunks)
         l2 = rows_read + tiles * chunks * size(matrix) + size(out)
-        flop = 2 * batch * frames * bands * matrix.numel()
+        flop = 2 * frames * rows * matrix.numel()
         trips = (frames + 2 * chunks) / max(chunks, 1)
         return Cost((trips,), flop, l2_bytes=l2, dram_bytes=size(*sources, matrix, out))
 
     launch(time_taps_kernel, parts * tiles * chunks, arguments, cost, num_warps=warps, num_stages=stages)
 
 
-def _tiles(columns: int, x: Tensor) -> tuple[int, int, int, int, int]:
-    """(rows, columns, further columns, warps, stages) of a program."""
+def _tiles(used: int, columns: int, x: Tensor) -> tuple[int, int, int, int, int, int, int]:
+    """(rows, values, further values, columns, further columns, warps, stages) of a program."""
+    k0, k1 = (128, max(16, triton.next_power_of_2(used - 128))) if used > 128 else (_power(used), 0)
     if x.element_size() == 4:
-        return 16, 32, 0, 4, 1
+        return 16, k0, k1, 32, 0, 4, 1
     if capability(x.device) < 90:
-        return 64, 64, 0, 8, 1
+        return 64, k0, k1, 64, 0, 8, 1
+    if k1:  # eight warps would share out the two products of a sum in two ways
+        return 64, k0, k1, min(64, _power(columns)), 0, 4, 2
     if columns == 192:
-        return 64, 128, 64, 8, 2
-    return 64, min(128, max(16, triton.next_power_of_2(columns))), 0, 8, 2
+        return 64, k0, 0, 128, 64, 8, 2
+    return 64, k0, 0, min(128, _power(columns)), 0, 8, 2
+
+
+def _power(values: int) -> int:
+    return max(16, triton.next_power_of_2(values))
