@@ -23,9 +23,14 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
     cases = {
         f"complex_mask {a}": (fastenh_kernels.complex_mask, (real, spectrum, a)) for a in ("none", "sigmoid", "tanh")
     }
+    for a in ("none", "sigmoid", "tanh"):
+        backward = (spectrum, real, spectrum, a, True)
+        cases[f"complex_mask {a} backward"] = (fastenh_kernels.complex_mask_backward, backward)
     if dtype == torch.float32:
         for a in ("none", "tanh"):
             cases[f"complex_mask {a}, complex mask"] = (fastenh_kernels.complex_mask, (spectrum, spectrum, a))
+            backward = (spectrum, spectrum, spectrum, a, True)
+            cases[f"complex_mask {a}, complex mask, backward"] = (fastenh_kernels.complex_mask_backward, backward)
     for frames, bands in ((CLIP_FRAMES, 65), (12, 33), (60, 129), (100, 257)):
         qkv, out = (_empty(4, frames, bands, width, dtype=dtype) for width in (384, 128))
         for axis in ("frequency", "time"):
@@ -37,6 +42,7 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
         x = _empty(4, frames, 65, 128, dtype=dtype)
         cases[f"axis_layer {frames} of time"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, "time"))
     yield from _record(cases | forward_cases(dtype, 4), capability)
+    yield from _record(training_forward_cases(dtype, 4) | convolution_gradient_cases(dtype, 4), capability)
 
 
 def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
@@ -48,43 +54,57 @@ def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> It
 
 
 def forward_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
-    bins, bands, channels, front, head = 257, 65, 128, 32, 64
-    spectrum = _empty(clips, CLIP_FRAMES, bins, dtype=torch.complex64).transpose(1, 2)  # as torch.stft lays it
-    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
-    wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
-    z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
-    vector = _empty(head)
-    front_weight, conv_weight = _empty(front, 1, 3, 3, dtype=dtype), _empty(3, 3 * front, channels, dtype=dtype)
+    spectrum, wide, x, z, front_weight, conv_weight, matrix, vector = _around_the_layers(dtype, clips)
     cases: dict[str, Case] = {
-        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, front_weight, _empty(front), True)),
-        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, conv_weight, _empty(channels), True)),
-    }  # fmt: skip
+        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, front_weight, _empty(32), True)),
+        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, conv_weight, _empty(128), True)),
+    }
     for number, axis in enumerate(("frequency", "time") * 2, 1):
         cases[f"layer {number}, {axis}"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, axis))
-    matrix = _empty(3, channels, 3 * head, dtype=dtype)
     cases["decoder_taps"] = (fastenh_kernels.decoder_taps, (x, x, matrix))
     cases["mask_head"] = (fastenh_kernels.mask_head, (z, vector, vector, vector, _empty(1), spectrum))
     return cases
 
 
-def convolution_gradient_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
-    bands, channels, front, head = 65, 128, 32, 64
-    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
-    wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
-    z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
-    conv_weight = _empty(3, 3 * front, channels, dtype=dtype)
-    matrix = _empty(3, channels, 3 * head, dtype=dtype)
-    spectrum = _empty(clips, CLIP_FRAMES, 257, dtype=torch.complex64).transpose(1, 2)  # as torch.stft lays it
-    vector = _empty(head)
-    head_arguments = (z, vector, vector, vector, _empty(1), spectrum)
+def training_forward_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    """What the forward pass of a training step launches around the layers: batch norms stand apart, with their ReLU."""
+    spectrum, wide, x, z, front_weight, conv_weight, matrix, vector = _around_the_layers(dtype, clips)
     return {
+        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, front_weight, _empty(32), False)),
+        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, conv_weight, _empty(128), False)),
+        "decoder_taps": (fastenh_kernels.decoder_taps, (x, x, matrix)),
         "upsampled_moments": (fastenh_kernels.upsampled_moments, (z, 257)),
-        "mask_head backward": (fastenh_kernels.mask_head_backward, (spectrum, *head_arguments)),
-        "upsampled_moments backward": (fastenh_kernels.upsampled_moments_backward, (vector, vector, z, vector, 257)),
+        "mask_head": (fastenh_kernels.mask_head, (z, vector, vector, vector, _empty(1), spectrum)),
+    }
+
+
+def convolution_gradient_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    """What the backward pass of a training step launches around the layers, in order: theirs follow the decoder's."""
+    spectrum, wide, x, z, _, conv_weight, matrix, vector = _around_the_layers(dtype, clips)
+    head = (spectrum, z, vector, vector, vector, _empty(1), spectrum)
+    moments = (vector, vector, z, vector, 257)
+    return {
+        "mask_head backward": (fastenh_kernels.mask_head_backward, head),
+        "upsampled_moments backward": (fastenh_kernels.upsampled_moments_backward, moments),
         "decoder_taps backward": (fastenh_kernels.decoder_taps_backward, (z, x, x, matrix)),
         "encoder_conv backward": (fastenh_kernels.encoder_conv_backward, (x, wide, conv_weight)),
         "encoder_front backward": (fastenh_kernels.encoder_front_backward, (wide, spectrum)),
     }
+
+
+def _around_the_layers(dtype: torch.dtype, clips: int) -> tuple[torch.Tensor, ...]:
+    """Spectrum, both encoder outputs, z; weights of the encoder's two convolutions and the decoder's; a vector."""
+    bins, bands, channels, front, head = 257, 65, 128, 32, 64
+    return (
+        _empty(clips, CLIP_FRAMES, bins, dtype=torch.complex64).transpose(1, 2),  # as torch.stft lays it
+        _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype),
+        _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype),
+        _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype),
+        _empty(front, 1, 3, 3, dtype=dtype),
+        _empty(3, 3 * front, channels, dtype=dtype),
+        _empty(3, channels, 3 * head, dtype=dtype),
+        _empty(head),
+    )
 
 
 def _layer_weights(dtype: torch.dtype) -> list[torch.Tensor]:
