@@ -326,6 +326,7 @@ def test_the_reference_serves_what_the_kernels_do_not(interpreted):
 def test_the_kernels_prove_themselves(interpreted, monkeypatch, dtype):
     """What decides whether ``auto`` takes them: nothing wrong as they are; a wrong or failing one is named."""
     assert disproof(torch.device("cpu"), dtype, frames=1) == ""
+    assert disproof(torch.device("cpu"), dtype, frames=1, gradients=True) == ""
     right = fastenh_kernels.encoder_conv
     monkeypatch.setattr(fastenh_kernels, "encoder_conv", lambda *arguments: right(*arguments) * 1.1)
     assert "encoder_conv is 1.0e-01 from the reference" in disproof(torch.device("cpu"), dtype, frames=1)

@@ -16,20 +16,32 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _CHANNELS, _HEADS, _HIDDEN, _FRONT, _HEAD, _BINS, _BANDS = 128, 4, 512, 32, 64, 257, 65  # of dpt
 
 
-def disproof(device: torch.device, dtype: torch.dtype, frames: int = 188) -> str:
-    """What is wrong with the kernels on ``device`` in ``dtype``, in words; nothing where they equal the reference."""
+def disproof(device: torch.device, dtype: torch.dtype, frames: int = 188, gradients: bool = False) -> str:
+    """What is wrong with the kernels on ``device`` in ``dtype``, in words; nothing where they equal the reference.
+
+    ``gradients``: those that training takes, instead of the forward pass.
+    """
     exact = torch.backends.cudnn.flags(allow_tf32=False)
     with torch.no_grad(), torch.autocast(device.type, enabled=False), exact, _full_precision():
-        for name, ours, theirs, arguments in _cases(device, dtype, frames):
+        for name, ours, theirs, arguments in (_gradient_cases if gradients else _cases)(device, dtype, frames):
             try:
                 result = ours(*arguments)
             except Exception as error:  # whatever the compiler or the driver raises
                 return f"{name} fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-            truth = theirs(*map(_single, arguments))
-            distance = ((result.to(truth.dtype) - truth).norm() / truth.norm()).item()
+            distance = max(map(_distance, _several(result), _several(theirs(*map(_single, arguments)))))
             if not distance <= _TOLERANCE[dtype]:
                 return f"{name} is {distance:.1e} from the reference in {str(dtype).removeprefix('torch.')}"
     return ""
+
+
+def _several(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _distance(result: Tensor, truth: Tensor) -> float:
+    """Relative to the norm of the truth; infinite where it is not a number (``max`` would lose that)."""
+    distance = ((result.to(truth.dtype) - truth).norm() / truth.norm()).item()
+    return distance if distance == distance else float("inf")
 
 
 @contextmanager
@@ -47,26 +59,88 @@ def _cases(device: torch.device, dtype: torch.dtype, frames: int) -> Iterator[tu
     """(name, kernel, reference, arguments) at the widths of ``dpt``."""
     import fastenh_kernels as kernels
 
+    rand = _generator(device, dtype)
+    inputs = _around_the_layers(rand, 2, frames)
+    for name in ("encoder_front", "encoder_conv", "decoder_taps", "mask_head"):
+        arguments = (*inputs[name], True) if name.startswith("encoder") else inputs[name]
+        yield name, getattr(kernels, name), getattr(reference, name), arguments
+    mask = (rand(2, frames, _BINS).transpose(1, 2), inputs["mask_head"][-1], "sigmoid")
+    yield "complex_mask", kernels.complex_mask, reference.complex_mask, mask
+    for axis in ("frequency", "time"):
+        x = rand(2, frames, _BANDS, _CHANNELS)
+        yield f"axis_layer along {axis}", *_layer(kernels, axis), (x, *_layer_weights(rand))
+
+
+def _gradient_cases(
+    device: torch.device, dtype: torch.dtype, frames: int
+) -> Iterator[tuple[str, Callable, Callable, tuple]]:
+    """The same of the gradients; the last argument is that of the result."""
+    import fastenh_kernels
+
+    from fastenh.ops import operators
+
+    rand = _generator(device, dtype)
+    inputs = _around_the_layers(rand, 1, frames)
+    spectrum = inputs["mask_head"][-1]
+    results = {
+        "encoder_front": rand(1, frames, 129, _FRONT),
+        "encoder_conv": rand(1, frames, _BANDS, _CHANNELS),
+        "decoder_taps": rand(1, frames, _BANDS, 3, _HEAD),
+        "mask_head": spectrum.flip(1),
+    }
+    for name, grad in results.items():
+        arguments = (*inputs[name], False) if name.startswith("encoder") else inputs[name]
+        functions = (_gradients(getattr(module, name)) for module in (operators, reference))
+        yield f"gradient of {name}", *functions, (*arguments, grad)
+    functions = (_moments(module) for module in (operators, reference))
+    z = inputs["mask_head"][0]
+    yield "upsampled_moments", *functions, (z,)
+    functions = (_gradients(_moments(module)) for module in (operators, reference))
+    yield "gradient of upsampled_moments", *functions, (z, rand(2, _HEAD, dtype=torch.float32))
+    mask = (rand(1, frames, _BINS).transpose(1, 2), spectrum, "sigmoid", spectrum.flip(1))
+    yield "gradient of complex_mask", _gradients(operators.complex_mask), _gradients(reference.complex_mask), mask
+    gradient = (rand(1, frames, _BANDS, 3 * _CHANNELS), rand(1, frames, _BANDS, _CHANNELS))
+    for axis in ("frequency", "time"):
+        yield f"gradient of axis_attention along {axis}", *_attention_gradient(fastenh_kernels, axis), gradient
+
+
+def _generator(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
     generator = torch.Generator(device="cpu").manual_seed(0)
 
     def rand(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.randn(*shape, generator=generator).to(device, dtype)
 
-    spectrum = torch.view_as_complex(rand(2, frames, _BINS, 2, dtype=torch.float32)).transpose(1, 2)
-    x = rand(2, frames, _BANDS, _CHANNELS)
-    front = (spectrum, 0.3 * rand(_FRONT, 1, 3, 3), rand(_FRONT))
-    conv = (rand(2, frames, 129, _FRONT), 0.1 * rand(3, 3 * _FRONT, _CHANNELS), rand(_CHANNELS))
-    head = (rand(2, frames, _BANDS, 3, _HEAD), rand(_HEAD), rand(_HEAD), 0.2 * rand(_HEAD), rand(1), spectrum)
-    mask = (rand(2, frames, _BINS).transpose(1, 2), spectrum, "sigmoid")
-    yield "complex_mask", kernels.complex_mask, reference.complex_mask, mask
-    yield "encoder_front", kernels.encoder_front, reference.encoder_front, (*front, True)
-    yield "encoder_conv", kernels.encoder_conv, reference.encoder_conv, (*conv, True)
-    yield "decoder_taps", kernels.decoder_taps, reference.decoder_taps, (x, x, 0.1 * rand(3, _CHANNELS, 3 * _HEAD))
-    yield "mask_head", kernels.mask_head, reference.mask_head, head
-    gradient = (rand(1, frames, _BANDS, 3 * _CHANNELS), rand(1, frames, _BANDS, _CHANNELS))
-    for axis in ("frequency", "time"):
-        yield f"axis_layer along {axis}", *_layer(kernels, axis), (x, *_layer_weights(rand))
-        yield f"gradient of axis_attention along {axis}", *_attention_gradient(kernels, axis), gradient
+    return rand
+
+
+def _around_the_layers(rand: Callable[..., Tensor], clips: int, frames: int) -> dict[str, tuple[Tensor, ...]]:
+    """The tensors that the operations take, by name."""
+    spectrum = torch.view_as_complex(rand(clips, frames, _BINS, 2, dtype=torch.float32)).transpose(1, 2)
+    x, skip = rand(clips, frames, _BANDS, _CHANNELS), rand(clips, frames, _BANDS, _CHANNELS)
+    wide, z = rand(clips, frames, 129, _FRONT), rand(clips, frames, _BANDS, 3, _HEAD)
+    return {
+        "encoder_front": (spectrum, 0.3 * rand(_FRONT, 1, 3, 3), rand(_FRONT)),
+        "encoder_conv": (wide, 0.1 * rand(3, 3 * _FRONT, _CHANNELS), rand(_CHANNELS)),
+        "decoder_taps": (x, skip, 0.1 * rand(3, _CHANNELS, 3 * _HEAD)),
+        "mask_head": (z, rand(_HEAD), rand(_HEAD), 0.2 * rand(_HEAD), rand(1), spectrum),
+    }
+
+
+def _gradients(operation: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Of all real arguments, from that of the result, which is the last argument."""
+
+    def gradients(*arguments: object) -> tuple[Tensor, ...]:
+        real = [isinstance(a, Tensor) and a.is_floating_point() for a in arguments[:-1]]
+        with torch.enable_grad():
+            inputs = [a.detach().requires_grad_() if r else a for a, r in zip(arguments[:-1], real, strict=True)]
+            wanted = [a for a, r in zip(inputs, real, strict=True) if r]
+            return torch.autograd.grad(operation(*inputs), wanted, arguments[-1])
+
+    return gradients
+
+
+def _moments(module: object) -> Callable[[Tensor], Tensor]:
+    return lambda z: torch.stack(module.upsampled_moments(z, _BINS))
 
 
 def _layer(kernels: object, axis: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -53,9 +53,9 @@ def complex_mask_backward_kernel(
 ):
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     m = o < elements
-    o_fast = o % fast
-    o_slow = (o // fast) % slow
-    o_b = o // fast // slow
+    o_line = o // fast
+    o_b = o_line // slow
+    o_fast, o_slow = o - o_line * fast, o_line - o_b * slow
     p_grad += o_b * s_grad_b + o_slow * s_grad_slow + o_fast * s_grad_fast
     p_mask += o_b * s_mask_b + o_slow * s_mask_slow + o_fast * s_mask_fast
     p_spectrum += o_b * s_spectrum_b + o_slow * s_spectrum_slow + o_fast * s_spectrum_fast

@@ -23,22 +23,27 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
     cases = {
         f"complex_mask {a}": (fastenh_kernels.complex_mask, (real, spectrum, a)) for a in ("none", "sigmoid", "tanh")
     }
+    for a in ("none", "sigmoid", "tanh"):
+        backward = (spectrum, real, spectrum, a, True)
+        cases[f"complex_mask {a} backward"] = (fastenh_kernels.complex_mask_backward, backward)
     if dtype == torch.float32:
         for a in ("none", "tanh"):
             cases[f"complex_mask {a}, complex mask"] = (fastenh_kernels.complex_mask, (spectrum, spectrum, a))
+            backward = (spectrum, spectrum, spectrum, a, True)
+            cases[f"complex_mask {a}, complex mask, backward"] = (fastenh_kernels.complex_mask_backward, backward)
     for frames, bands in ((CLIP_FRAMES, 65), (12, 33), (60, 129), (100, 257)):
         qkv, out = (_empty(4, frames, bands, width, dtype=dtype) for width in (384, 128))
         for axis in ("frequency", "time"):
             length = bands if axis == "frequency" else frames
             cases[f"axis_attention {length} of {axis}"] = (fastenh_kernels.axis_attention, (qkv, 4, axis))
             cases[f"with sums, {length} of {axis}"] = (fastenh_kernels.axis_attention_forward, (qkv, 4, axis))
-            lse = _empty(out.numel() // length // 32, length)
-            backward = (out, qkv, out, lse, 4, axis)
+            backward = (out, qkv, out, _softmax_sums(out, length, 4), 4, axis)
             cases[f"backward, {length} of {axis}"] = (fastenh_kernels.axis_attention_backward, backward)
     for frames in (60, 120, 400):
         x = _empty(4, frames, 65, 128, dtype=dtype)
         cases[f"axis_layer {frames} of time"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, "time"))
-    yield from _record(cases | forward_cases(dtype, 4) | _training_layer_cases(dtype, 4), capability)
+    yield from _record(cases | forward_cases(dtype, 4), capability)
+    yield from training_launches(dtype, 4, capability)
 
 
 def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
@@ -50,60 +55,69 @@ def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> It
 
 
 def forward_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
-    bins, bands, channels, front, head = 257, 65, 128, 32, 64
-    spectrum = _empty(clips, CLIP_FRAMES, bins, dtype=torch.complex64).transpose(1, 2)  # as torch.stft lays it
-    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
-    wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
-    z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
-    vector = _empty(head)
-    front_weight, conv_weight = _empty(front, 1, 3, 3, dtype=dtype), _empty(3, 3 * front, channels, dtype=dtype)
+    spectrum, wide, x, z, front_weight, conv_weight, matrix, vector = _around_the_layers(dtype, clips)
     cases: dict[str, Case] = {
-        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, front_weight, _empty(front), True)),
-        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, conv_weight, _empty(channels), True)),
-    }  # fmt: skip
+        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, front_weight, _empty(32), True)),
+        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, conv_weight, _empty(128), True)),
+    }
     for number, axis in enumerate(("frequency", "time") * 2, 1):
         cases[f"layer {number}, {axis}"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, axis))
-    matrix = _empty(3, channels, 3 * head, dtype=dtype)
     cases["decoder_taps"] = (fastenh_kernels.decoder_taps, (x, x, matrix))
     cases["mask_head"] = (fastenh_kernels.mask_head, (z, vector, vector, vector, _empty(1), spectrum))
     return cases
 
 
-def _training_layer_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
-    """Forward and backward of the layers, in order."""
-    bands, channels, heads = 65, 128, 4
-    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
-    qkv = _empty(clips, CLIP_FRAMES, bands, 3 * channels, dtype=dtype)
-    weights = _layer_weights(dtype)
-    forward: dict[str, Case] = {}
-    backward: dict[str, Case] = {}
-    for number, axis in enumerate(("frequency", "time") * 2, 1):
-        length = bands if axis == "frequency" else CLIP_FRAMES
-        kept = (qkv, x, _empty(clips * CLIP_FRAMES * bands // length * heads, length), x)
-        forward[f"layer {number}, {axis}"] = (fastenh_kernels.axis_layer_forward, (x, weights, heads, axis))
-        gradient = (fastenh_kernels.axis_layer_backward, (x, x, kept, weights, heads, axis))
-        backward = {f"gradient of layer {number}, {axis}": gradient} | backward
-    return forward | backward
+def training_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
+    """The same for a training step of ``dpt``, forward and backward. Batch norms, loss and optimiser are PyTorch's."""
+    yield from _record(_training_cases(dtype, clips), capability)
 
 
-def convolution_gradient_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
-    bands, channels, front, head = 65, 128, 32, 64
-    x = _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype)
-    wide = _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype)
-    z = _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype)
-    conv_weight = _empty(3, 3 * front, channels, dtype=dtype)
-    matrix = _empty(3, channels, 3 * head, dtype=dtype)
-    spectrum = _empty(clips, CLIP_FRAMES, 257, dtype=torch.complex64).transpose(1, 2)  # as torch.stft lays it
-    vector = _empty(head)
-    head_arguments = (z, vector, vector, vector, _empty(1), spectrum)
-    return {
-        "upsampled_moments": (fastenh_kernels.upsampled_moments, (z, 257)),
-        "mask_head backward": (fastenh_kernels.mask_head_backward, (spectrum, *head_arguments)),
-        "upsampled_moments backward": (fastenh_kernels.upsampled_moments_backward, (vector, vector, z, vector, 257)),
-        "decoder_taps backward": (fastenh_kernels.decoder_taps_backward, (z, x, x, matrix)),
+def _training_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    spectrum, wide, x, z, front_weight, conv_weight, matrix, vector = _around_the_layers(dtype, clips)
+    head = (z, vector, vector, vector, _empty(1), spectrum)
+    cases: dict[str, Case] = {
+        "encoder_front": (fastenh_kernels.encoder_front, (spectrum, front_weight, _empty(32), False)),
+        "encoder_conv": (fastenh_kernels.encoder_conv, (wide, conv_weight, _empty(128), False)),
+    }
+    gradients: dict[str, Case] = {
         "encoder_conv backward": (fastenh_kernels.encoder_conv_backward, (x, wide, conv_weight)),
         "encoder_front backward": (fastenh_kernels.encoder_front_backward, (wide, spectrum)),
     }
+    weights, qkv = _layer_weights(dtype), _empty(*x.shape[:3], 3 * x.shape[3], dtype=dtype)
+    for number, axis in enumerate(("frequency", "time") * 2, 1):
+        name = f"layer {number}, {axis}"
+        cases[name] = (fastenh_kernels.axis_layer_forward, (x, weights, 4, axis))
+        kept = (qkv, x, _softmax_sums(x, x.shape[2 if axis == "frequency" else 1], 4), x)
+        gradient = (fastenh_kernels.axis_layer_backward, (x, x, kept, weights, 4, axis))
+        gradients = {f"{name} backward": gradient} | gradients
+    return cases | {
+        "decoder_taps": (fastenh_kernels.decoder_taps, (x, x, matrix)),
+        "upsampled_moments": (fastenh_kernels.upsampled_moments, (z, 257)),
+        "mask_head": (fastenh_kernels.mask_head, head),
+        "mask_head backward": (fastenh_kernels.mask_head_backward, (spectrum, *head)),
+        "upsampled_moments backward": (fastenh_kernels.upsampled_moments_backward, (vector, vector, z, vector, 257)),
+        "decoder_taps backward": (fastenh_kernels.decoder_taps_backward, (z, x, x, matrix)),
+        **gradients,
+    }
+
+
+def _softmax_sums(x: torch.Tensor, length: int, heads: int) -> torch.Tensor:
+    return _empty(x.numel() // x.shape[3] // length * heads, length)
+
+
+def _around_the_layers(dtype: torch.dtype, clips: int) -> tuple[torch.Tensor, ...]:
+    """Spectrum, both encoder outputs, z; weights of the encoder's two convolutions and the decoder's; a vector."""
+    bins, bands, channels, front, head = 257, 65, 128, 32, 64
+    return (
+        _empty(clips, CLIP_FRAMES, bins, dtype=torch.complex64).transpose(1, 2),  # as torch.stft lays it
+        _empty(clips, CLIP_FRAMES, 129, front, dtype=dtype),
+        _empty(clips, CLIP_FRAMES, bands, channels, dtype=dtype),
+        _empty(clips, CLIP_FRAMES, bands, 3, head, dtype=dtype),
+        _empty(front, 1, 3, 3, dtype=dtype),
+        _empty(3, 3 * front, channels, dtype=dtype),
+        _empty(3, channels, 3 * head, dtype=dtype),
+        _empty(head),
+    )
 
 
 def _layer_weights(dtype: torch.dtype) -> list[torch.Tensor]:
