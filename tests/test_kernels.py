@@ -335,19 +335,23 @@ def test_the_kernels_prove_themselves(interpreted, monkeypatch, dtype):
 
 
 def test_automatic_choice_needs_the_proof(monkeypatch, caplog):
+    """Of the forward pass for inference, of the gradients, too, for training."""
     monkeypatch.setattr(backend, "_triton_obstacle", lambda *device: "")
     gpu = torch.device("cuda", 0)
-    for found, name in (("", "triton"), ("mask_head is 1.0e+00 from the reference", "reference")):
+    wrong = "mask_head is 1.0e+00 from the reference"
+    for found, names in (("", ("triton", "triton")), (wrong, ("reference", "reference"))):
         backend._checked_obstacle.cache_clear()
-        monkeypatch.setattr(backend.proof, "disproof", lambda *arguments, found=found: found)
+        monkeypatch.setattr(backend.proof, "disproof", lambda *_, found=found, **__: found)
         with caplog.at_level("INFO", logger="fastenh"):
-            choice = backend.choose(gpu)
-            backend.choose(gpu)
-        assert choice.name == name
-        assert found in choice.reason
+            choices = [backend.choose(gpu, training=training) for training in (False, True, False, True)]
+        assert tuple(choice.name for choice in choices) == names * 2
+        assert all(found in choice.reason for choice in choices)
     backend._checked_obstacle.cache_clear()
-    assert len(caplog.records) == 2  # a line a device
-    assert "reference path, mask_head is" in caplog.text
+    monkeypatch.setattr(backend.proof, "disproof", lambda *_, gradients: wrong if gradients else "")
+    assert [backend.choose(gpu, training=training).name for training in (False, True)] == ["triton", "reference"]
+    backend._checked_obstacle.cache_clear()
+    assert len(caplog.records) == 4  # a line a device and use
+    assert "inference: reference path, mask_head is" in caplog.text
 
 
 def test_every_kernel_compiles_without_spills():

@@ -55,13 +55,16 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def choose(device: torch.device) -> Choice:
-    """The implementation that serves tensors on ``device``. Raises ``BackendError`` where a forced one cannot."""
+def choose(device: torch.device, training: bool = False) -> Choice:
+    """The implementation that serves tensors on ``device``, ``training`` where gradients are wanted.
+
+    Raises ``BackendError`` where a forced one cannot run.
+    """
     asked = _forced or _checked(os.environ.get("FASTENH_BACKEND", "auto"), "FASTENH_BACKEND")
     if asked == "reference":
         return Choice("reference", "asked for")
     if asked == "auto":
-        obstacle = _automatic_obstacle(device.type, device.index)
+        obstacle = _automatic_obstacle(device.type, device.index, training)
         return Choice("reference", obstacle) if obstacle else Choice("triton", "equal to the reference on this GPU")
     obstacle = _obstacle(asked, device.type, device.index)
     if obstacle:
@@ -75,7 +78,8 @@ def pick(name: str, *tensors: Tensor) -> Callable[..., Any]:
     The kernels do not count in float64: the reference serves there.
     """
     double = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors)
-    if double or choose(tensors[0].device).name == "reference":
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if double or choose(tensors[0].device, training).name == "reference":
         return getattr(reference, name)
     from fastenh.ops import kernels  # Triton may be absent where nobody asks for it
 
@@ -94,18 +98,20 @@ def _obstacle(asked: str, device_type: str, index: int | None) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _automatic_obstacle(device_type: str, index: int | None) -> str:
-    return _checked_obstacle(device_type, index)
+def _automatic_obstacle(device_type: str, index: int | None, training: bool) -> str:
+    return _checked_obstacle(device_type, index, training)
 
 
 @cache
-def _checked_obstacle(device_type: str, index: int | None) -> str:
-    """Why the reference runs, or nothing; asked once a device, and said in one line of the log."""
-    obstacle = _triton_obstacle(device_type, index)
+def _checked_obstacle(device_type: str, index: int | None, training: bool) -> str:
+    """Why the reference runs, or nothing; asked once a device and use, and said in one line of the log."""
+    obstacle = _checked_obstacle(device_type, index, False) if training else _triton_obstacle(device_type, index)
     if not obstacle:
         device = torch.device(device_type, index)
-        obstacle = proof.disproof(device, torch.float32) or proof.disproof(device, torch.bfloat16)
-    log.info("%s: %s", device_type, f"reference path, {obstacle}" if obstacle else "Triton kernels")
+        results = (proof.disproof(device, dtype, gradients=training) for dtype in (torch.float32, torch.bfloat16))
+        obstacle = next(filter(None, results), "")
+    use = "training" if training else "inference"
+    log.info("%s, %s: %s", device_type, use, f"reference path, {obstacle}" if obstacle else "Triton kernels")
     return obstacle
 
 

@@ -13,6 +13,7 @@ from fastenh.ops.types import AxisLayerWeights
 
 # relative distance to the reference in float32; a wrong element or a race shows as far more
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+_GRADIENTS = 3  # times as much: rounding takes some hidden units across the kink of ReLU
 _CHANNELS, _HEADS, _HIDDEN, _FRONT, _HEAD, _BINS, _BANDS = 128, 4, 512, 32, 64, 257, 65  # of dpt
 
 
@@ -29,7 +30,7 @@ def disproof(device: torch.device, dtype: torch.dtype, frames: int = 188, gradie
             except Exception as error:  # whatever the compiler or the driver raises
                 return f"{name} fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
             distance = max(map(_distance, _several(result), _several(theirs(*map(_single, arguments)))))
-            if not distance <= _TOLERANCE[dtype]:
+            if not distance <= _TOLERANCE[dtype] * (_GRADIENTS if gradients else 1):
                 return f"{name} is {distance:.1e} from the reference in {str(dtype).removeprefix('torch.')}"
     return ""
 
@@ -75,9 +76,7 @@ def _gradient_cases(
     device: torch.device, dtype: torch.dtype, frames: int
 ) -> Iterator[tuple[str, Callable, Callable, tuple]]:
     """The same of the gradients; the last argument is that of the result."""
-    import fastenh_kernels
-
-    from fastenh.ops import operators
+    from fastenh.ops import layer_operators, operators
 
     rand = _generator(device, dtype)
     inputs = _around_the_layers(rand, 1, frames)
@@ -99,9 +98,10 @@ def _gradient_cases(
     yield "gradient of upsampled_moments", *functions, (z, rand(2, _HEAD, dtype=torch.float32))
     mask = (rand(1, frames, _BINS).transpose(1, 2), spectrum, "sigmoid", spectrum.flip(1))
     yield "gradient of complex_mask", _gradients(operators.complex_mask), _gradients(reference.complex_mask), mask
-    gradient = (rand(1, frames, _BANDS, 3 * _CHANNELS), rand(1, frames, _BANDS, _CHANNELS))
     for axis in ("frequency", "time"):
-        yield f"gradient of axis_attention along {axis}", *_attention_gradient(fastenh_kernels, axis), gradient
+        x, grad = rand(2, 1, frames, _BANDS, _CHANNELS)
+        functions = (_gradients(function) for function in _layer(layer_operators, axis))
+        yield f"gradient of axis_layer along {axis}", *functions, (x, *_layer_weights(rand), grad)
 
 
 def _generator(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -145,22 +145,12 @@ def _moments(module: object) -> Callable[[Tensor], Tensor]:
 
 def _layer(kernels: object, axis: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     def ours(x: Tensor, *weights: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return kernels.axis_layer_forward(x, weights, _HEADS, axis)[0]
         return kernels.axis_layer(x, weights, _HEADS, axis)
 
     def theirs(x: Tensor, *weights: Tensor) -> Tensor:
         return reference.axis_layer(x, AxisLayerWeights(*weights), _HEADS, axis, 0.0)
-
-    return ours, theirs
-
-
-def _attention_gradient(kernels: object, axis: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    def ours(qkv: Tensor, grad: Tensor) -> Tensor:
-        return kernels.axis_attention_backward(grad, qkv, kernels.axis_attention(qkv, _HEADS, axis), _HEADS, axis)
-
-    def theirs(qkv: Tensor, grad: Tensor) -> Tensor:
-        with torch.enable_grad():
-            qkv = qkv.detach().requires_grad_()
-            return torch.autograd.grad(reference.axis_attention(qkv, _HEADS, axis, 0.0), qkv, grad)[0]
 
     return ours, theirs
 

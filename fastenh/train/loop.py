@@ -72,7 +72,7 @@ class Trainer:
         if device.type == "cpu":
             keep_freed_memory()
         if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
-            backend.choose(device)  # the kernels' own test, before anything is traced
+            backend.choose(device, training=True)  # the kernels' own test, before anything is traced
             self.model.core.compile()
 
     # --- state -----------------------------------------------------------------------------------------------------
