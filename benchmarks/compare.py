@@ -17,9 +17,12 @@ def figures(path: Path) -> tuple[str, dict[str, float]]:
     """(what it is, microseconds a clip by name). Raises ``ValueError`` for another file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "launches" in content:
-            rows = {row["name"]: row["estimated_us"] for row in content["launches"]}
-            return "estimated", rows | {"forward": content["estimated_us"]}
+        if content.get("measured") is False:
+            rows = {}
+            for part in ("forward", "training_step"):
+                rows |= {f"{part}, {row['name']}": row["estimated_us"] for row in content[part]["launches"]}
+                rows[part] = content[part]["estimated_us"]
+            return "estimated", rows
         rows = {
             f"{r['name']}, {r['impl']}, {r['clips']} clips": 1e3 * r["p50_ms"] / r["clips"] for r in content["rows"]
         }
