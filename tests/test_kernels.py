@@ -227,13 +227,14 @@ def test_operators_keep_the_rules_of_torch(interpreted):
     torch.library.opcheck(operators.complex_mask, (randn(1, 5, 3), spectrum, "sigmoid"), test_utils=checks)
     torch.library.opcheck(layer_operators.axis_attention, (randn(1, 2, 5, 96), 2, "time"), test_utils=checks)
     with_gradient = (*checks, "test_autograd_registration", "test_aot_dispatch_dynamic")
-    attention = (randn(1, 2, 5, 96).requires_grad_(), 2, "time")
+    attention = (randn(1, 2, 5, 96).requires_grad_(), 2, "time", 0.0, None)
     torch.library.opcheck(layer_operators.axis_attention_forward, attention, test_utils=with_gradient)
     arguments = (randn(1, 3, 3, 3, 16), *randn(3, 16), randn(1), spectrum)
     torch.library.opcheck(operators.mask_head, arguments, test_utils=checks)
     layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "frequency")
     torch.library.opcheck(layer_operators.axis_layer, layer, test_utils=checks)
-    layer = (randn(1, 2, 3, 64).requires_grad_(), [w.requires_grad_() for w in layer_weights(64, 64)], 4, "time")
+    layer = (randn(1, 2, 3, 64).requires_grad_(), [w.requires_grad_() for w in layer_weights(64, 64)], 4, "time",
+             0.1, torch.tensor([3]))  # fmt: skip
     torch.library.opcheck(layer_operators.axis_layer_forward, layer, test_utils=with_gradient)
     taps = (*randn(2, 1, 2, 3, 16), randn(3, 16, 12))
     torch.library.opcheck(operators.decoder_taps, taps, test_utils=checks)

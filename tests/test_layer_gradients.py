@@ -14,11 +14,11 @@ AXES = pytest.mark.parametrize("axis", ["frequency", "time"])
 
 
 def attention(axis):
-    return lambda qkv: layer_operators.axis_attention_forward(qkv, 2, axis)[0]
+    return lambda qkv: layer_operators.axis_attention_forward(qkv, 2, axis, 0.0, None)[0]
 
 
 def layer(axis):
-    return lambda x, *weights: layer_operators.axis_layer_forward(x, weights, 2, axis)[0]
+    return lambda x, *weights: layer_operators.axis_layer_forward(x, weights, 2, axis, 0.0, None)[0]
 
 
 @AXES

@@ -1,6 +1,6 @@
 """The operations by Triton kernels (``layer_operators.py``, ``operators.py``), where there is one for the case.
 
-What a kernel does not serve (odd widths, dropout) goes to the reference. Matrices take the dtype of autocast here.
+What a kernel does not serve (odd widths) goes to the reference. Matrices take the dtype of autocast here.
 Imported when a backend with kernels is chosen, never before: Triton may be absent.
 """
 
@@ -33,23 +33,29 @@ def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tensor:
-    if dropout or qkv.shape[-1] // (3 * heads) not in _WIDTHS or not _power_of_two(heads):
+    if qkv.shape[-1] // (3 * heads) not in _WIDTHS or not _power_of_two(heads):
         return reference.axis_attention(qkv, heads, axis, dropout)
-    if _gradient(qkv):
-        return layer_operators.axis_attention_forward(qkv.contiguous(), heads, axis)[0]
+    if dropout or _gradient(qkv):
+        seed = _seed(qkv) if dropout else None
+        return layer_operators.axis_attention_forward(qkv.contiguous(), heads, axis, dropout, seed)[0]
     return layer_operators.axis_attention(qkv.contiguous(), heads, axis)
 
 
 def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float) -> Tensor:
     width, hidden = x.shape[-1], weights.up_weight.shape[0]
-    odd = width not in (64, 128) or hidden % 64 or width // heads not in _WIDTHS
-    if dropout or odd:
+    if width not in (64, 128) or hidden % 64 or width // heads not in _WIDTHS or not _power_of_two(heads):
         return reference.axis_layer(x, weights, heads, axis, dropout, attention=axis_attention)
     x = x.to(_autocast_dtype(x))
     rounded = [w.to(x.dtype) if w.ndim == 2 else w for w in weights]
-    if _gradient(x, *weights):
-        return layer_operators.axis_layer_forward(x, rounded, heads, axis)[0]
+    if dropout or _gradient(x, *weights):
+        seed = _seed(x) if dropout else None
+        return layer_operators.axis_layer_forward(x, rounded, heads, axis, dropout, seed)[0]
     return layer_operators.axis_layer(x, rounded, heads, axis)
+
+
+def _seed(tensor: Tensor) -> Tensor:
+    """Of a dropout, from PyTorch's generator of the device: it follows ``torch.manual_seed``."""
+    return torch.randint(2**62, (1,), device=tensor.device)
 
 
 def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:

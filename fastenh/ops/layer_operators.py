@@ -26,34 +26,46 @@ def _(qkv: Tensor, heads: int, axis: str) -> Tensor:
 
 
 @torch.library.custom_op("fastenh::axis_attention_forward", mutates_args=())
-def axis_attention_forward(qkv: Tensor, heads: int, axis: str) -> tuple[Tensor, Tensor]:
-    return fastenh_kernels.axis_attention_forward(qkv, heads, axis)
+def axis_attention_forward(
+    qkv: Tensor, heads: int, axis: str, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return fastenh_kernels.axis_attention_forward(qkv, heads, axis, dropout, seed)
 
 
 @axis_attention_forward.register_fake
-def _(qkv: Tensor, heads: int, axis: str) -> tuple[Tensor, Tensor]:
+def _(qkv: Tensor, heads: int, axis: str, dropout: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
     return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)), _softmax_sums(qkv, heads, axis)
 
 
 @torch.library.custom_op("fastenh::axis_attention_backward", mutates_args=())
-def axis_attention_backward(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str) -> Tensor:
-    return fastenh_kernels.axis_attention_backward(grad, qkv, out, lse, heads, axis)
+def axis_attention_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
+) -> Tensor:
+    return fastenh_kernels.axis_attention_backward(grad, qkv, out, lse, heads, axis, dropout, seed)
 
 
 @axis_attention_backward.register_fake
-def _(grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str) -> Tensor:
+def _(grad: Tensor, qkv: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(qkv)
 
 
-def _keep_attention(ctx: Any, inputs: tuple[Tensor, int, str], output: tuple[Tensor, Tensor]) -> None:
-    qkv, ctx.heads, ctx.axis = inputs
+def _keep_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, ctx.heads, ctx.axis, ctx.dropout, seed = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(qkv, *output)
+    ctx.save_for_backward(qkv, *output, seed)
 
 
-def _attention_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-    return axis_attention_backward(grad, *ctx.saved_tensors, ctx.heads, ctx.axis), None, None
+def _attention_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *kept, seed = ctx.saved_tensors
+    return axis_attention_backward(grad, *kept, ctx.heads, ctx.axis, ctx.dropout, seed), None, None, None, None
 
 
 axis_attention_forward.register_autograd(_attention_gradient, setup_context=_keep_attention)
@@ -70,12 +82,14 @@ def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
 
 
 @torch.library.custom_op("fastenh::axis_layer_forward", mutates_args=())
-def axis_layer_forward(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> list[Tensor]:
-    return fastenh_kernels.axis_layer_forward(x, weights, heads, axis)
+def axis_layer_forward(
+    x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, dropout: float, seed: Tensor | None
+) -> list[Tensor]:
+    return fastenh_kernels.axis_layer_forward(x, weights, heads, axis, dropout, seed)
 
 
 @axis_layer_forward.register_fake
-def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> list[Tensor]:
+def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, dropout: float, seed: Tensor | None) -> list[Tensor]:
     y, attended, mid = (x.new_empty(x.shape) for _ in range(3))
     qkv = x.new_empty((*x.shape[:3], 3 * x.shape[3]))
     return [y, qkv, attended, _softmax_sums(qkv, heads, axis), mid]
@@ -83,30 +97,36 @@ def _(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> list[Tenso
 
 @torch.library.custom_op("fastenh::axis_layer_backward", mutates_args=())
 def axis_layer_backward(
-    grad: Tensor, x: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], heads: int, axis: str
+    grad: Tensor,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
 ) -> list[Tensor]:
-    return fastenh_kernels.axis_layer_backward(grad, x, kept, weights, heads, axis)
+    return fastenh_kernels.axis_layer_backward(grad, x, kept, weights, heads, axis, dropout, seed)
 
 
 @axis_layer_backward.register_fake
-def _(
-    grad: Tensor, x: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], heads: int, axis: str
-) -> list[Tensor]:
+def _(grad: Tensor, x: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], *_: Any) -> list[Tensor]:
     return [x.new_empty(x.shape), *(w.new_empty(w.shape, dtype=torch.float32) for w in weights)]
 
 
-def _keep_layer(ctx: Any, inputs: tuple[Tensor, Sequence[Tensor], int, str], output: list[Tensor]) -> None:
-    x, weights, ctx.heads, ctx.axis = inputs
+def _keep_layer(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, weights, ctx.heads, ctx.axis, ctx.dropout, seed = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros for what is kept
-    ctx.save_for_backward(x, *output[1:], *weights)
+    ctx.save_for_backward(seed, x, *output[1:], *weights)
 
 
-def _layer_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, list[Tensor], None, None]:
-    x, *kept = ctx.saved_tensors
+def _layer_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, list[Tensor], None, None, None, None]:
+    seed, x, *kept = ctx.saved_tensors
     kept, weights = kept[:4], kept[4:]
-    grad_x, *grad_weights = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis)
-    return grad_x, [g.to(w.dtype) for g, w in zip(grad_weights, weights, strict=True)], None, None
+    gradients = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis, ctx.dropout, seed)
+    of_weights = [g.to(w.dtype) for g, w in zip(gradients[1:], weights, strict=True)]
+    return gradients[0], of_weights, None, None, None, None
 
 
 axis_layer_forward.register_autograd(_layer_gradient, setup_context=_keep_layer)

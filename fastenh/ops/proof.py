@@ -146,7 +146,7 @@ def _moments(module: object) -> Callable[[Tensor], Tensor]:
 def _layer(kernels: object, axis: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     def ours(x: Tensor, *weights: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return kernels.axis_layer_forward(x, weights, _HEADS, axis)[0]
+            return kernels.axis_layer_forward(x, weights, _HEADS, axis, 0.0, None)[0]
         return kernels.axis_layer(x, weights, _HEADS, axis)
 
     def theirs(x: Tensor, *weights: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastenh_kernels.dropout import WEIGHTS, drop, seed_of
 from fastenh_kernels.launch import Cost, dot_precision, launch, size
 
 _LOG2E = 1.4426950408889634
@@ -36,9 +37,9 @@ def _scores(b_q, b_k, o_k, length, FULL: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _resident_rows(
-    p_qkv, p_out, p_lse, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
+    p_qkv, p_out, p_lse, seed, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
     K0: tl.constexpr, K1: tl.constexpr, M: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, FULL: tl.constexpr,
-    WHOLE: tl.constexpr, LSE: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, LSE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows ``first`` to ``first + M``, all of them there where WHOLE, against all keys."""
     o_m = first + tl.arange(0, M)
@@ -53,10 +54,14 @@ def _resident_rows(
     b_max = b_max * SCALE
     b_p0 = tl.exp2(b_s0 * SCALE - b_max[:, None])
     b_sum = tl.sum(b_p0, 1)
+    if DROPOUT > 0:
+        b_p0 = drop(b_p0, seed, o_m[:, None] * length + tl.arange(0, K0)[None, :], DROPOUT)
     b_out = tl.dot(b_p0.to(b_v0.dtype), b_v0, input_precision=PRECISION)  # [M, D]
     if K1 > 0:
         b_p1 = tl.exp2(b_s1 * SCALE - b_max[:, None])
         b_sum += tl.sum(b_p1, 1)
+        if DROPOUT > 0:
+            b_p1 = drop(b_p1, seed, o_m[:, None] * length + K0 + tl.arange(0, K1)[None, :], DROPOUT)
         b_out = tl.dot(b_p1.to(b_v1.dtype), b_v1, b_out, input_precision=PRECISION)
     b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
@@ -69,6 +74,7 @@ def resident_attention_kernel(
     p_qkv,  # (outer, inner, length, 3, H, D) by strides
     p_out,  # (outer, inner, length, H, D) by strides
     p_lse,  # (sequences * H, length): logarithm of the softmax sums to base 2, written where LSE
+    p_seed,  # (1,), of the dropout
     inner,
     length,
     s_qkv_outer,
@@ -86,8 +92,10 @@ def resident_attention_kernel(
     TAIL: tl.constexpr,
     FULL: tl.constexpr,
     LSE: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0), DROPOUT)
     i_head = tl.program_id(0) % H
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
@@ -109,13 +117,13 @@ def resident_attention_kernel(
     whole = length if TAIL == 0 else length // M * M
     for first in tl.range(0, whole, M):
         _resident_rows(
-            p_qkv, p_out, p_lse, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL,
-            TAIL > 0, LSE, PRECISION,
+            p_qkv, p_out, p_lse, seed, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE,
+            FULL, TAIL > 0, LSE, DROPOUT, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         _resident_rows(
-            p_qkv, p_out, p_lse, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL,
-            False, LSE, PRECISION,
+            p_qkv, p_out, p_lse, seed, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE,
+            FULL, False, LSE, DROPOUT, PRECISION,
         )  # fmt: skip
 
 
@@ -124,6 +132,7 @@ def streaming_attention_kernel(
     p_qkv,  # as above
     p_out,
     p_lse,
+    p_seed,
     inner,
     length,
     row_blocks,
@@ -139,8 +148,10 @@ def streaming_attention_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
     LSE: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0) // row_blocks, DROPOUT)
     i_block = tl.program_id(0) % row_blocks
     i_head = (tl.program_id(0) // row_blocks) % H
     i_sequence = tl.program_id(0) // row_blocks // H
@@ -164,6 +175,8 @@ def streaming_attention_kernel(
         b_p = tl.exp2(b_s - b_new[:, None])
         b_shrink = tl.exp2(b_max - b_new)
         b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+        if DROPOUT > 0:
+            b_p = drop(b_p, seed, o_m[:, None] * length + o_n[None, :], DROPOUT)
         b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], input_precision=PRECISION)
         b_max = b_new
     b_out = b_out * (1.0 / b_sum)[:, None]
@@ -178,19 +191,21 @@ def axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
 
     Raises ``ValueError`` unless channels are contiguous and heads are 16, 32, 64 or 128 wide.
     """
-    return _attend(qkv, heads, axis, None)
+    return _attend(qkv, heads, axis, None, 0.0, None)
 
 
-def axis_attention_forward(qkv: Tensor, heads: int, axis: str) -> tuple[Tensor, Tensor]:
+def axis_attention_forward(
+    qkv: Tensor, heads: int, axis: str, dropout: float = 0.0, seed: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """``axis_attention``, and what its gradient needs: the logarithms to base 2 of the softmax sums, of scores times
-    log2(e), (sequences * heads, length) in float32. Raises as that."""
+    log2(e), (sequences * heads, length) in float32. ``seed``: of the dropout, int64, one element. Raises as that."""
     inner, along = (1, 2) if axis == "frequency" else (2, 1)
     rows = qkv.shape[0] * qkv.shape[inner] * heads
     lse = torch.empty(rows, qkv.shape[along], dtype=torch.float32, device=qkv.device)
-    return _attend(qkv, heads, axis, lse), lse
+    return _attend(qkv, heads, axis, lse, dropout, seed), lse
 
 
-def _attend(qkv: Tensor, heads: int, axis: str, lse: Tensor | None) -> Tensor:
+def _attend(qkv: Tensor, heads: int, axis: str, lse: Tensor | None, dropout: float, seed: Tensor | None) -> Tensor:
     b, t, f, packed = qkv.shape
     width = packed // (3 * heads)
     if qkv.stride(-1) != 1 or width not in (16, 32, 64, 128):
@@ -203,6 +218,8 @@ def _attend(qkv: Tensor, heads: int, axis: str, lse: Tensor | None) -> Tensor:
         "p_out": out,
         "p_lse": out if lse is None else lse,
         "LSE": lse is not None,
+        "p_seed": qkv if seed is None else seed,
+        "DROPOUT": dropout,
         "inner": qkv.shape[inner],
         "length": length,
         **dict(zip(("s_qkv_outer", "s_qkv_inner", "s_qkv"), _strides(qkv, inner, along), strict=True)),

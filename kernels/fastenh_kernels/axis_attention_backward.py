@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastenh_kernels.dropout import WEIGHTS, drop, seed_of
 from fastenh_kernels.launch import Cost, capability, dot_precision, launch, size
 
 _LOG2E = 1.4426950408889634
@@ -66,15 +67,20 @@ def row_statistics_kernel(
 
 
 @triton.jit
-def _pair(b_q, b_do, p_row, o_m, b_k, b_v, b_dk, b_dv, b_dq,
-          SCALE: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, SCALE: tl.constexpr,
+          PADDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """A block of rows and a block of keys: their part of dk, dv [N, D] and of dq, transposed: [D, M]."""
     b_lse = tl.load(p_row + o_m)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [N, M]
     # A weight is at most 1; that of a key behind the end (zeros) must be finite, to vanish in dq.
     b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0)).to(b_do.dtype)
-    b_dv = tl.dot(b_p, b_do, b_dv, input_precision=PRECISION)
     b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    if DROPOUT > 0:
+        o = o_m[None, :] * length + o_n[:, None]
+        b_dp = drop(b_dp, seed, o, DROPOUT)
+        b_dv = tl.dot(drop(b_p, seed, o, DROPOUT).to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+    else:
+        b_dv = tl.dot(b_p, b_do, b_dv, input_precision=PRECISION)
     b_delta = tl.load(p_row + PADDED + o_m)
     b_ds = b_p * (b_dp - b_delta[None, :]).to(b_q.dtype)
     b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
@@ -104,6 +110,7 @@ def resident_gradient_kernel(
     p_grad_out,  # (outer, inner, length, H, D) by strides
     p_grad_qkv,  # strides as of qkv
     p_statistics,  # (sequences * H, 2, PADDED)
+    p_seed,  # (1,), of the dropout
     inner,
     length,
     s_outer,
@@ -121,8 +128,10 @@ def resident_gradient_kernel(
     M2: tl.constexpr,
     N: tl.constexpr,
     PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
+    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0), DROPOUT)
     i_head = tl.program_id(0) % H
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
@@ -149,16 +158,19 @@ def resident_gradient_kernel(
         b_dk = tl.zeros([N, D], tl.float32)
         b_dv = tl.zeros([N, D], tl.float32)
         b_dk, b_dv, b_dq0 = _pair(
-            b_q0, b_do0, p_row, tl.arange(0, M0), b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED, PRECISION
-        )
+            b_q0, b_do0, p_row, seed, tl.arange(0, M0), o_n, length, b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED,
+            DROPOUT, PRECISION,
+        )  # fmt: skip
         if M1 > 0:
             b_dk, b_dv, b_dq1 = _pair(
-                b_q1, b_do1, p_row, M0 + tl.arange(0, M1), b_k, b_v, b_dk, b_dv, b_dq1, SCALE, PADDED, PRECISION
-            )
+                b_q1, b_do1, p_row, seed, M0 + tl.arange(0, M1), o_n, length, b_k, b_v, b_dk, b_dv, b_dq1,
+                SCALE, PADDED, DROPOUT, PRECISION,
+            )  # fmt: skip
         if M2 > 0:
             b_dk, b_dv, b_dq2 = _pair(
-                b_q2, b_do2, p_row, M0 + M1 + tl.arange(0, M2), b_k, b_v, b_dk, b_dv, b_dq2, SCALE, PADDED, PRECISION
-            )
+                b_q2, b_do2, p_row, seed, M0 + M1 + tl.arange(0, M2), o_n, length, b_k, b_v, b_dk, b_dv, b_dq2,
+                SCALE, PADDED, DROPOUT, PRECISION,
+            )  # fmt: skip
         tl.store(p_grad_qkv + o_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
         tl.store(p_grad_qkv + o_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
     _store_rows(p_grad_qkv, tl.arange(0, M0), length, s, b_dq0, D, ROOT, M1 > 0)
@@ -187,6 +199,7 @@ def query_gradient_kernel(
     p_grad_out,
     p_grad_qkv,
     p_statistics,
+    p_seed,
     inner,
     length,
     blocks,
@@ -202,9 +215,11 @@ def query_gradient_kernel(
     ROOT: tl.constexpr,
     SCALE: tl.constexpr,
     M: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block, i_row, o_qkv, o_out = _program(inner, blocks, s_outer, s_inner, s_out_outer, s_out_inner, H, D)
+    seed = seed_of(p_seed, WEIGHTS + i_row, DROPOUT)
     o_m = i_block * M + tl.arange(0, M)
     o_d = tl.arange(0, D)
     m_m = (o_m < length)[:, None]
@@ -224,6 +239,8 @@ def query_gradient_kernel(
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[:, None], 0.0))
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+        if DROPOUT > 0:
+            b_dp = drop(b_dp, seed, o_m.to(tl.int64)[:, None] * length + o_n[None, :], DROPOUT)
         b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_k.dtype)
         b_dq = tl.dot(b_ds, b_k, b_dq, input_precision=PRECISION)
     tl.store(p_grad_qkv + p_q, (b_dq * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_m)
@@ -235,6 +252,7 @@ def key_value_gradient_kernel(
     p_grad_out,
     p_grad_qkv,
     p_statistics,
+    p_seed,
     inner,
     length,
     blocks,
@@ -250,9 +268,11 @@ def key_value_gradient_kernel(
     ROOT: tl.constexpr,
     SCALE: tl.constexpr,
     M: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block, i_row, o_qkv, o_out = _program(inner, blocks, s_outer, s_inner, s_out_outer, s_out_inner, H, D)
+    seed = seed_of(p_seed, WEIGHTS + i_row, DROPOUT)
     o_n = i_block * M + tl.arange(0, M)
     o_d = tl.arange(0, D)
     m_n = (o_n < length)[:, None]
@@ -272,18 +292,32 @@ def key_value_gradient_kernel(
         b_delta = tl.load(p_row + padded + o_m)
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * SCALE  # [N, M]
         b_p = tl.exp2(b_s - b_lse[None, :])
-        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+        b_dropped = b_p
+        if DROPOUT > 0:
+            o = o_m.to(tl.int64)[None, :] * length + o_n[:, None]
+            b_dp = drop(b_dp, seed, o, DROPOUT)
+            b_dropped = drop(b_p, seed, o, DROPOUT)
+        b_dv = tl.dot(b_dropped.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
         b_ds = (b_p * (b_dp - b_delta[None, :])).to(b_q.dtype)
         b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
     tl.store(p_grad_qkv + p_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
     tl.store(p_grad_qkv + p_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
 
 
-def axis_attention_backward(grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str) -> Tensor:
+def axis_attention_backward(
+    grad_out: Tensor,
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    heads: int,
+    axis: str,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
     """The gradient of the packed projections. (B, T, F, C), (B, T, F, 3C), (B, T, F, C) -> (B, T, F, 3C).
 
-    All contiguous; ``lse`` as ``axis_attention_forward`` gives it. Raises ``ValueError`` unless heads are 16, 32, 64 or
+    All contiguous; ``lse``, ``dropout`` and ``seed`` as of ``axis_attention_forward``. Raises ``ValueError`` unless heads are 16, 32, 64 or
     128 wide, and a power of two of them.
     """
     width = qkv.shape[3] // (3 * heads)
@@ -306,6 +340,8 @@ def axis_attention_backward(grad_out: Tensor, qkv: Tensor, out: Tensor, lse: Ten
         "p_grad_out": grad_out,
         "p_grad_qkv": grad_qkv,
         "p_statistics": statistics,
+        "p_seed": statistics if seed is None else seed,
+        "DROPOUT": dropout,
         "inner": qkv.shape[inner],
         "length": length,
         **dict(zip(names, strides, strict=True)),

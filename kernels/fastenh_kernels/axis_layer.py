@@ -17,6 +17,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.axis_attention import axis_attention
+from fastenh_kernels.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
 from fastenh_kernels.launch import Cost, capability, dot_precision, launch, processors, size
 from fastenh_kernels.norm_attention import norm_attention, normalise, row_of, serves
 
@@ -87,6 +88,7 @@ def project_feed_forward_kernel(
     p_down_bias,  # (C,)
     p_y,  # (rows, C)
     p_mid,  # (rows, C): the rows between the two halves, written where KEEP
+    p_seed,  # (1,), of the dropout
     rows,
     tiles,
     programs,
@@ -99,6 +101,7 @@ def project_feed_forward_kernel(
     STAGES: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     KEEP: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_c = tl.arange(0, C)
@@ -109,23 +112,34 @@ def project_feed_forward_kernel(
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1):
         m_m = o_m[:, None] < rows - tile * M
         o_tile = tile * (M * C)
-        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32) + row_of(p_out_bias, o_c)
+        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_y = row_of(p_out_bias, o_c) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
         for first in tl.range(0, C, K, num_stages=1):
             p_a = p_attended + o_tile + o_m[:, None] * C + (first + o_k)[None, :]
             b_a = tl.load(p_a, mask=m_m, other=0.0)  # [M, K]
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
-            b_x = tl.dot(b_a, tl.trans(b_w), b_x, input_precision=PRECISION)
+            b_y = tl.dot(b_a, tl.trans(b_w), b_y, input_precision=PRECISION)
+        if DROPOUT > 0:
+            b_x += drop(b_y, seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+        else:
+            b_x = b_y  # the residual rides in the accumulator
         if KEEP:
             tl.store(p_mid + o_tile + o_mc, b_x.to(p_mid.dtype.element_ty), mask=m_m)
         b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
         b_n = b_n.to(p_out_weight.dtype.element_ty)
-        b_y = b_x + row_of(p_down_bias, o_c)  # the residual rides in the accumulator
+        b_y = row_of(p_down_bias, o_c) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
-            b_h = tl.maximum(b_h, 0.0).to(p_out_weight.dtype.element_ty)  # [M, N]
+            b_h = tl.maximum(b_h, 0.0)
+            if DROPOUT > 0:
+                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
+                b_h = drop(b_h, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
+            b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
+        if DROPOUT > 0:
+            b_y = b_x + drop(b_y, seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
         tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 
@@ -175,7 +189,14 @@ def norm_linear(x: Tensor, norm_weight: Tensor, norm_bias: Tensor, weight: Tenso
     return out
 
 
-def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor], mid: Tensor | None = None) -> Tensor:
+def project_feed_forward(
+    attended: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    mid: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
     """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
 
     ``mid`` receives the rows after the first residual: the feed-forward's gradient begins there.
@@ -186,7 +207,7 @@ def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor],
     y = torch.empty_like(x)
     descriptors = x.element_size() == 2 and capability(x.device) >= 90
     if descriptors:
-        m, n, k, warps, stages = 128, 64, width, 8, 2
+        m, n, k, warps, stages = 64 if dropout else 128, 64, width, 8, 2
         up = TensorDescriptor.from_tensor(up_weight.contiguous(), [n, width])
         down = TensorDescriptor.from_tensor(down_weight.contiguous(), [width, n])
     else:
@@ -201,6 +222,7 @@ def project_feed_forward(attended: Tensor, x: Tensor, weights: Sequence[Tensor],
     arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "HIDDEN": hidden, "EPS": EPS}
     arguments |= {"M": m, "N": n, "K": k, "STAGES": stages, "DESCRIPTORS": descriptors, "PRECISION": dot_precision(x)}
     arguments |= {"p_mid": y if mid is None else mid, "KEEP": mid is not None}
+    arguments |= {"p_seed": y if seed is None else seed, "DROPOUT": dropout}
 
     def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
         moved, matrices = size(attended, x, y, *(() if mid is None else (mid,))), size(up_weight, down_weight)

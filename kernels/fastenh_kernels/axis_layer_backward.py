@@ -25,6 +25,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastenh_kernels.axis_attention import axis_attention_forward
 from fastenh_kernels.axis_attention_backward import axis_attention_backward
 from fastenh_kernels.axis_layer import EPS, load_weights, norm_linear, project_feed_forward, refuse_odd_widths
+from fastenh_kernels.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
 from fastenh_kernels.launch import Cost, capability, dot_precision, launch, processors, size
 from fastenh_kernels.norm_attention import row_of
 from fastenh_kernels.weight_gradient import weight_gradient
@@ -61,6 +62,9 @@ def feed_forward_gradient_kernel(
     p_grad_mid,  # (rows, C), written
     p_grad_attended,  # (rows, C), written
     p_sums,  # (tiles, 2, C), written: of the gradients of norm weight and down bias
+    p_dropped_y,  # (rows, C), written where DROPOUT: what is left of grad_y
+    p_dropped_mid,  # (rows, C), written where DROPOUT: what is left of grad_mid on its way to the projection
+    p_seed,  # (1,), of the dropout
     rows,
     tiles,
     programs,
@@ -72,6 +76,7 @@ def feed_forward_gradient_kernel(
     K: tl.constexpr,
     STAGES: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_c = tl.arange(0, C)
@@ -87,12 +92,19 @@ def feed_forward_gradient_kernel(
         b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(p_out_weight.dtype.element_ty)
         tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0)  # [M, C]
+        if DROPOUT > 0:
+            b_dy = drop(b_dy.to(tl.float32), seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
+            b_dy = b_dy.to(p_dropped_y.dtype.element_ty)
+            tl.store(p_dropped_y + o_tile + o_mc, b_dy, mask=m_m)
         b_dn = tl.zeros([M, C], tl.float32)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_dh = tl.dot(b_dy, b_down, input_precision=PRECISION)  # [M, N]
+            if DROPOUT > 0:
+                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
+                b_dh = drop(b_dh, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
             b_dh = tl.where(b_h > 0.0, b_dh, 0.0).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
@@ -100,10 +112,17 @@ def feed_forward_gradient_kernel(
         p_tile_sums = p_sums + tile * (2 * C) + o_c
         tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
         b_dx = _through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
+        if DROPOUT > 0:
+            tl.store(p_tile_sums + C, tl.sum(b_dy.to(tl.float32), 0))
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
-        tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
+        if DROPOUT == 0:
+            tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
         b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
         tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
+        if DROPOUT > 0:
+            b_dx = drop(b_dx.to(tl.float32), seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+            b_dx = b_dx.to(p_out_weight.dtype.element_ty)
+            tl.store(p_dropped_mid + o_tile + o_mc, b_dx, mask=m_m)
         for first in tl.range(0, C, K, num_stages=1):
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_da = tl.dot(b_dx, b_w, input_precision=PRECISION)
@@ -114,13 +133,14 @@ def feed_forward_gradient_kernel(
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
 def feed_forward_weights_kernel(
     p_normed,  # (rows, C)
-    p_grad_y,  # (rows, C)
+    p_grad_y,  # (rows, C), dropout done
     p_up_weight,  # (HIDDEN, C)
     p_up_bias,  # (HIDDEN,)
     p_down_weight,  # (C, HIDDEN)
     p_grad_up,  # (parts, HIDDEN, C), float32, written
     p_grad_down,  # (parts, HIDDEN, C), float32, written: transposed
     p_grad_bias,  # (parts, HIDDEN), float32, written: of up
+    p_seed,  # (1,), of the dropout
     rows,
     tiles,
     parts,
@@ -129,6 +149,7 @@ def feed_forward_weights_kernel(
     M: tl.constexpr,
     N: tl.constexpr,  # hidden units of a program
     STAGES: tl.constexpr,
+    DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_part = (tl.program_id(0) // (HIDDEN // N)).to(tl.int64)
@@ -150,6 +171,10 @@ def feed_forward_weights_kernel(
         b_h = tl.maximum(tl.dot(b_up, tl.trans(b_n), input_precision=PRECISION) + b_bias, 0.0)  # [N, M]
         b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
         b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
+        if DROPOUT > 0:
+            seed = seed_of(p_seed, HIDDEN_UNITS, DROPOUT)
+            o_h = (tile * M + o_m)[None, :] * HIDDEN + o_n[:, None]
+            b_h, b_dh = drop(b_h, seed, o_h, DROPOUT), drop(b_dh, seed, o_h, DROPOUT)
         b_grad_bias += tl.sum(b_dh, 1)
         b_grad_down = tl.dot(b_h.to(b_dy.dtype), b_dy, b_grad_down, input_precision=PRECISION)
         b_grad_up = tl.dot(b_dh.to(b_n.dtype), b_n, b_grad_up, input_precision=PRECISION)
@@ -210,29 +235,48 @@ def norm_linear_gradient_kernel(
         tl.store(p_grad_x + o_tile + o_mc, b_dx.to(p_grad_x.dtype.element_ty), mask=m_m)
 
 
-def axis_layer_forward(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> list[Tensor]:
-    """``axis_layer``, and what its gradient needs: [y, qkv, attended, softmax sums, mid]."""
+def axis_layer_forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    axis: str,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> list[Tensor]:
+    """``axis_layer`` with dropout, and what its gradient needs: [y, qkv, attended, softmax sums, mid].
+
+    ``seed``: int64, one element, on the device. The same seed drops the same values.
+    """
     refuse_odd_widths(x, weights)
     norm_weight, norm_bias, qkv_weight, qkv_bias, *rest = weights
     x = x.contiguous()
     qkv = norm_linear(x, norm_weight, norm_bias, qkv_weight, qkv_bias)
-    attended, lse = axis_attention_forward(qkv, heads, axis)
+    attended, lse = axis_attention_forward(qkv, heads, axis, dropout, seed)
     mid = torch.empty_like(x)
-    return [project_feed_forward(attended, x, rest, mid), qkv, attended, lse, mid]
+    return [project_feed_forward(attended, x, rest, mid, dropout, seed), qkv, attended, lse, mid]
 
 
 def axis_layer_backward(
-    grad_y: Tensor, x: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], heads: int, axis: str
+    grad_y: Tensor,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    heads: int,
+    axis: str,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> list[Tensor]:
     """[grad_x, and the gradients of the twelve weights in float32]. ``kept``: of ``axis_layer_forward``, without y."""
     qkv, attended, lse, mid = kept
     norm1_weight, norm1_bias, qkv_weight, _, out_weight, _, *feed_forward = weights
     width = x.shape[-1]
     x, grad_y = x.contiguous(), grad_y.contiguous()
-    grad_mid, grad_attended, normed, sums = _feed_forward_gradient(grad_y, mid, out_weight, feed_forward)
-    grad_up, grad_up_bias, grad_down = _feed_forward_weights(normed, grad_y, feed_forward)
-    grad_out, grad_out_bias = weight_gradient(grad_mid.view(-1, width), attended.view(-1, width))
-    grad_qkv = axis_attention_backward(grad_attended, qkv, attended, lse, heads, axis)
+    grad_mid, grad_attended, normed, sums, dropped_y, dropped_mid = _feed_forward_gradient(
+        grad_y, mid, out_weight, feed_forward, dropout, seed
+    )
+    grad_up, grad_up_bias, grad_down = _feed_forward_weights(normed, dropped_y, feed_forward, dropout, seed)
+    grad_out, grad_out_bias = weight_gradient(dropped_mid.view(-1, width), attended.view(-1, width))
+    grad_qkv = axis_attention_backward(grad_attended, qkv, attended, lse, heads, axis, dropout, seed)
     grad_x, normed, norm_sums = _norm_linear_gradient(grad_qkv, x, grad_mid, norm1_weight, norm1_bias, qkv_weight)
     grad_qkv_weight, grad_qkv_bias = weight_gradient(grad_qkv.view(-1, 3 * width), normed.view(-1, width))
     grad_norm2, grad_down_bias = (row.clone() for row in sums.sum(0))  # an operator gives no views
@@ -243,27 +287,31 @@ def axis_layer_backward(
 
 
 def _feed_forward_gradient(
-    grad_y: Tensor, mid: Tensor, out_weight: Tensor, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(gradient of mid, of the attended rows, normalised rows of mid, (tiles, 2, C) sums)."""
+    grad_y: Tensor, mid: Tensor, out_weight: Tensor, weights: Sequence[Tensor], dropout: float, seed: Tensor | None
+) -> tuple[Tensor, ...]:
+    """(gradient of mid, of the attended rows, normalised rows of mid, (tiles, 2, C) sums; grad_y and the gradient of
+    mid after dropout)."""
     norm_weight, norm_bias, up_weight, up_bias, down_weight, _ = weights
     hidden, width = up_weight.shape
     rows = mid.numel() // width
     descriptors = mid.element_size() == 2 and capability(mid.device) >= 90
     up, down = up_weight.contiguous(), down_weight.contiguous()
     if descriptors:
-        m, n, k, warps, stages = 128, 64, width, 8, 2
+        m, n, k, warps, stages = 64 if dropout else 128, 64, width, 8, 2
         up, down = TensorDescriptor.from_tensor(up, [n, width]), TensorDescriptor.from_tensor(down, [width, n])
     else:
         m, n, k, warps, stages = (64, 32, width, 8, 2) if mid.element_size() == 2 else (16, 32, 32, 8, 1)
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, processors(mid.device))
     normed, grad_mid, grad_attended = (torch.empty_like(mid) for _ in range(3))
+    dropped_y, dropped_mid = (torch.empty_like(mid) for _ in range(2)) if dropout else (grad_y, grad_mid)
     sums = torch.empty(tiles, 2, width, dtype=torch.float32, device=mid.device)
     names = ("p_grad_y", "p_mid", "p_norm_weight", "p_norm_bias", "p_up_weight", "p_up_bias", "p_down_weight")
     names += ("p_out_weight", "p_normed", "p_grad_mid", "p_grad_attended", "p_sums")
     tensors = (grad_y, mid, norm_weight, norm_bias, up, up_bias, down, out_weight.contiguous())
     arguments = dict(zip(names, (*tensors, normed, grad_mid, grad_attended, sums), strict=True))
+    arguments |= {"p_dropped_y": dropped_y, "p_dropped_mid": dropped_mid}
+    arguments |= {"p_seed": sums if seed is None else seed, "DROPOUT": dropout}
     arguments |= {"rows": rows, "tiles": tiles, "programs": programs, "C": width, "HIDDEN": hidden, "EPS": EPS}
     arguments |= {"M": m, "N": n, "K": k, "STAGES": stages, "DESCRIPTORS": descriptors, "PRECISION": dot_precision(mid)}
 
@@ -275,10 +323,12 @@ def _feed_forward_gradient(
         return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + matrices)
 
     launch(feed_forward_gradient_kernel, programs, arguments, cost, num_warps=warps, num_stages=stages)
-    return grad_mid, grad_attended, normed, sums
+    return grad_mid, grad_attended, normed, sums, dropped_y, dropped_mid
 
 
-def _feed_forward_weights(normed: Tensor, grad_y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _feed_forward_weights(
+    normed: Tensor, grad_y: Tensor, weights: Sequence[Tensor], dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the up matrix (HIDDEN, C), of its bias, and of the down matrix (C, HIDDEN), in float32."""
     up_weight, up_bias, down_weight = weights[2:5]
     hidden, width = up_weight.shape
@@ -297,6 +347,7 @@ def _feed_forward_weights(normed: Tensor, grad_y: Tensor, weights: Sequence[Tens
     tensors = (normed, grad_y, up_weight.contiguous(), up_bias, down_weight.contiguous())
     arguments = dict(zip(names, (*tensors, grad_up, grad_down, grad_bias, rows, tiles, parts), strict=True))
     arguments |= {"C": width, "HIDDEN": hidden, "M": m, "N": n, "STAGES": stages, "PRECISION": dot_precision(normed)}
+    arguments |= {"p_seed": grad_bias if seed is None else seed, "DROPOUT": dropout}
 
     def cost() -> Cost:
         written = size(grad_up, grad_down)

@@ -32,7 +32,7 @@ from fastenh_kernels.pipes import DRAM_BYTES_S, PIPES, Usage, usage
 from fastenh_kernels.shipped import STEP_MEGABYTES, forward_launches, shipped_launches, training_launches
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
-_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA)\b")
 _SPILL = re.compile(r"\b(LDL|STL)\b")
@@ -211,7 +211,9 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fastenh_kernels.cubins", description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", choices=[f"sm_{arch}" for arch in SHARED_MEMORY])
-    parser.add_argument("--pipes", action="store_true", help="count the pipes of the forward pass and of a training step (sm_90)")
+    parser.add_argument(
+        "--pipes", action="store_true", help="count the pipes of the forward pass and of a training step (sm_90)"
+    )
     parser.add_argument("--json", metavar="FILE", help="with --pipes: write the figures to FILE, too")
     options = parser.parse_args()
     if options.pipes:

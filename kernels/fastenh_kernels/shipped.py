@@ -47,6 +47,7 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
         cases[f"axis_layer {frames} of time"] = (fastenh_kernels.axis_layer, (x, _layer_weights(dtype), 4, "time"))
     yield from _record(cases | forward_cases(dtype, 4), capability)
     yield from training_launches(dtype, 4, capability)
+    yield from _record(_dropout_cases(dtype, 4), capability)
 
 
 def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
@@ -102,6 +103,19 @@ def _training_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
         "decoder_taps backward": (fastenh_kernels.decoder_taps_backward, (z, x, x, matrix)),
         **gradients,
     }
+
+
+def _dropout_cases(dtype: torch.dtype, clips: int) -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    dropout = 0.1, _empty(1, dtype=torch.int64)
+    for frames, bands, axis in ((CLIP_FRAMES, 65, "frequency"), (CLIP_FRAMES, 65, "time"), (100, 257, "frequency")):
+        x, qkv = (_empty(clips, frames, bands, width, dtype=dtype) for width in (128, 384))
+        weights, sums = _layer_weights(dtype), _softmax_sums(x, bands if axis == "frequency" else frames, 4)
+        name = f"dropout, {bands if axis == 'frequency' else frames} of {axis}"
+        cases[name] = (fastenh_kernels.axis_layer_forward, (x, weights, 4, axis, *dropout))
+        gradient = (x, x, (qkv, x, sums, x), weights, 4, axis, *dropout)
+        cases[f"{name}, backward"] = (fastenh_kernels.axis_layer_backward, gradient)
+    return cases
 
 
 def _softmax_sums(x: torch.Tensor, length: int, heads: int) -> torch.Tensor:
