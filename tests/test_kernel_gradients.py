@@ -80,8 +80,10 @@ def test_gradient_of_encoder_conv(target, bands, channels, outputs, frames, relu
     check_gradients(operators.encoder_conv, reference.encoder_conv, arguments, target)
 
 
-@pytest.mark.parametrize(("bins", "channels", "frames"), [(257, 32, 1), (1, 8, 1), (2, 16, 19), (66, 4, 5)])
-@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(
+    ("bins", "channels", "frames", "relu"),
+    [(257, 32, 1, False), (1, 8, 1, True), (2, 128, 19, False), (66, 4, 5, True)],
+)
 def test_gradient_of_encoder_front(target, bins, channels, frames, relu):
     torch.manual_seed(0)
     spectrum = randn(2, frames, bins, dtype=torch.complex64).transpose(1, 2)
@@ -96,7 +98,7 @@ def test_gradient_of_encoder_front(target, bins, channels, frames, relu):
 
 @pytest.mark.parametrize(
     ("bands", "bins", "channels", "frames"),
-    [(65, 257, 64, 1), (65, 257, 16, 2), (1, 1, 16, 3), (1, 2, 128, 1), (9, 9, 32, 35), (3, 2, 16, 2)],
+    [(65, 257, 64, 1), (33, 129, 16, 2), (1, 1, 16, 3), (1, 2, 128, 1), (3, 9, 32, 35), (3, 2, 16, 2)],
 )
 def test_gradient_of_mask_head(target, bands, bins, channels, frames):
     torch.manual_seed(0)
@@ -104,7 +106,8 @@ def test_gradient_of_mask_head(target, bands, bins, channels, frames):
     z, (scale, shift) = randn(2, frames, bands, 3, channels), randn(2, channels)
     arguments = (z, scale, shift, 0.2 * randn(channels), randn(1), spectrum)
     check_gradients(operators.mask_head, reference.mask_head, arguments, target)
-    check_gradients(operators.mask_head, reference.mask_head, arguments, target, wanted=[0, 3])
+    if frames == 1:
+        check_gradients(operators.mask_head, reference.mask_head, arguments, target, wanted=[0, 3])
 
 
 @pytest.mark.parametrize(

@@ -331,6 +331,10 @@ def test_the_kernels_prove_themselves(interpreted, monkeypatch, dtype):
     right = fastenh_kernels.encoder_conv
     monkeypatch.setattr(fastenh_kernels, "encoder_conv", lambda *arguments: right(*arguments) * 1.1)
     assert "encoder_conv is 1.0e-01 from the reference" in disproof(torch.device("cpu"), dtype, frames=1)
+    right_gradient = fastenh_kernels.upsampled_moments_backward
+    wrong = lambda *arguments: right_gradient(*arguments) * 1.2  # noqa: E731
+    monkeypatch.setattr(fastenh_kernels, "upsampled_moments_backward", wrong)
+    assert "gradient of upsampled_moments is 2.0e-01" in disproof(torch.device("cpu"), dtype, 1, gradients=True)
     monkeypatch.setattr(fastenh_kernels, "encoder_conv", lambda *arguments: 1 / 0)
     assert disproof(torch.device("cpu"), dtype, frames=1) == "encoder_conv fails (ZeroDivisionError: division by zero)"
 

@@ -317,8 +317,8 @@ def axis_attention_backward(
 ) -> Tensor:
     """The gradient of the packed projections. (B, T, F, C), (B, T, F, 3C), (B, T, F, C) -> (B, T, F, 3C).
 
-    All contiguous; ``lse``, ``dropout`` and ``seed`` as of ``axis_attention_forward``. Raises ``ValueError`` unless heads are 16, 32, 64 or
-    128 wide, and a power of two of them.
+    All contiguous; ``lse``, ``dropout`` and ``seed`` as of ``axis_attention_forward``. Raises ``ValueError`` unless heads
+    are 16, 32, 64 or 128 wide, and a power of two of them.
     """
     width = qkv.shape[3] // (3 * heads)
     if width not in (16, 32, 64, 128) or heads & (heads - 1):
