@@ -99,7 +99,7 @@ def step_traffic(clips: int = CLIPS) -> Traffic:
 
 
 def kept_bytes(model: nn.Module, dtype: torch.dtype, name: str, clips: int = 4) -> float:
-    """Bytes a clip that the forward pass of ``model``, from spectra to spectra, keeps on a backend; weights left out."""
+    """Bytes a clip that the forward pass of ``model``, spectra to spectra, keeps on a backend; weights left out."""
     kept: dict[int, int] = {}
     autocast = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}

@@ -20,7 +20,7 @@ from fastenh_kernels.dropout import WEIGHTS, drop, seed_of
 from fastenh_kernels.launch import Cost, dot_precision, launch, size
 
 _LOG2E = 1.4426950408889634
-# longest sequence: (first block of keys, second block, rows at a time, warps). In float32 two blocks spill.
+# longest sequence: (first block of keys, second block, rows at a time, warps).
 _RESIDENT = {16: (16, 0, 16, 1), 32: (32, 0, 32, 2), 64: (64, 0, 64, 4), 80: (64, 16, 32, 1), 128: (64, 64, 64, 4),
              192: (128, 64, 64, 4)}  # fmt: skip
 _STREAMING = {2: (64, 64, 4), 4: (64, 32, 4)}  # bytes of a value: (rows, keys, warps)
@@ -231,7 +231,8 @@ def _attend(qkv: Tensor, heads: int, axis: str, lse: Tensor | None, dropout: flo
     }
     programs = b * qkv.shape[inner] * heads if length else 0
     for longest, (k0, k1, rows, warps) in _RESIDENT.items():
-        if length <= longest and width * (k0 + k1) <= 128 * 64 and (k1 == 0 or qkv.element_size() == 2):
+        one_block = qkv.element_size() == 4 or dropout > 0  # two spill
+        if length <= longest and width * (k0 + k1) <= 128 * 64 and not (k1 and one_block):
             tail = 16 if k1 == 16 else 0  # 65 bands: 64 rows and one more
             arguments |= {"K0": k0, "K1": k1, "M": rows, "TAIL": tail, "FULL": length >= k0}
             loops = (length // rows if tail else triton.cdiv(length, rows),)

@@ -317,8 +317,8 @@ def axis_attention_backward(
 ) -> Tensor:
     """The gradient of the packed projections. (B, T, F, C), (B, T, F, 3C), (B, T, F, C) -> (B, T, F, 3C).
 
-    All contiguous; ``lse``, ``dropout`` and ``seed`` as of ``axis_attention_forward``. Raises ``ValueError`` unless heads
-    are 16, 32, 64 or 128 wide, and a power of two of them.
+    All contiguous; ``lse``, ``dropout`` and ``seed`` as of ``axis_attention_forward``. Raises ``ValueError`` unless
+    heads are 16, 32, 64 or 128 wide, and a power of two of them.
     """
     width = qkv.shape[3] // (3 * heads)
     if width not in (16, 32, 64, 128) or heads & (heads - 1):
@@ -328,7 +328,8 @@ def axis_attention_backward(
     grad_qkv = torch.empty_like(qkv)
     grad_out = grad_out.contiguous()
     resident = next((sizes for longest, sizes in _RESIDENT.items() if length <= longest), None)
-    if qkv.element_size() == 4 or width > 32 or (capability(qkv.device) < 90 and length > 64):  # these spill
+    narrow = capability(qkv.device) < 90 or dropout > 0
+    if qkv.element_size() == 4 or width > 32 or (narrow and length > 64):  # these spill
         resident = None
     block, warps = next(entry for longest, entry in _STREAMING[qkv.element_size()].items() if length <= longest)
     padded = sum(resident[:3]) if resident else triton.cdiv(length, block) * block

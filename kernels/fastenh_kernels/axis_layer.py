@@ -207,11 +207,12 @@ def project_feed_forward(
     y = torch.empty_like(x)
     descriptors = x.element_size() == 2 and capability(x.device) >= 90
     if descriptors:
-        m, n, k, warps, stages = 64 if dropout else 128, 64, width, 8, 2
+        m, n, k, warps, stages = 32 if dropout else 128, 64, width, 8, 2
         up = TensorDescriptor.from_tensor(up_weight.contiguous(), [n, width])
         down = TensorDescriptor.from_tensor(down_weight.contiguous(), [width, n])
     else:
         m, n, k, warps, stages = (64, 64, width, 8, 2) if x.element_size() == 2 else (32, 32, 32, 8, 1)
+        m = m // 2 if dropout else m
         up, down = up_weight.contiguous(), down_weight.contiguous()
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, processors(x.device))

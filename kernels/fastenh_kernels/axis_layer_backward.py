@@ -297,10 +297,11 @@ def _feed_forward_gradient(
     descriptors = mid.element_size() == 2 and capability(mid.device) >= 90
     up, down = up_weight.contiguous(), down_weight.contiguous()
     if descriptors:
-        m, n, k, warps, stages = 64 if dropout else 128, 64, width, 8, 2
+        m, n, k, warps, stages = 32 if dropout else 128, 64, width, 8, 2
         up, down = TensorDescriptor.from_tensor(up, [n, width]), TensorDescriptor.from_tensor(down, [width, n])
     else:
         m, n, k, warps, stages = (64, 32, width, 8, 2) if mid.element_size() == 2 else (16, 32, 32, 8, 1)
+        m = min(m, 32) if dropout else m
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, processors(mid.device))
     normed, grad_mid, grad_attended = (torch.empty_like(mid) for _ in range(3))
