@@ -4,6 +4,7 @@ The error of a result is its distance to the float64 reference, relative to the 
 most 1.5 times the error of the reference in the same dtype, and a floor.
 """
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -26,6 +27,7 @@ from fastenh.models.dpt import DPTConfig
 from fastenh.models.registry import build
 from fastenh.ops import backend, reference
 from fastenh.ops.proof import disproof
+from fastenh.train.losses import EnhancementLoss, LossConfig
 
 SMALL = DPTConfig(channels=64, front_channels=8, head_channels=16, heads=2, feed_forward=64, blocks=1)
 LENGTHS = [1, 2, 17, 63, 64, 65, 80, 100, 129, 188, 257, 401]
@@ -259,19 +261,59 @@ def test_the_model_is_the_same_on_both_paths(interpreted):
     assert abs(si_sdr(ours, clean) - si_sdr(theirs, clean)) <= 0.02
 
 
-def test_training_on_kernels_is_training(interpreted):
-    """Four steps of a tiny model on both paths: the losses go together."""
-    losses = {}
+def test_gradients_of_the_model(interpreted):
+    """Every parameter of a tiny model in training, against float64."""
+    clean = torch.from_numpy(voice(200))[None]
+    noisy = clean + torch.from_numpy(noise(200))[None]
+    torch.manual_seed(0)
+    model = build("dpt", dataclasses.replace(SMALL, dropout=0.0)).train()
+    double = copy.deepcopy(model).double()
+    for core, waveforms in ((model, (noisy, clean)), (double, (noisy.double(), clean.double()))):
+        (core(waveforms[0]) - waveforms[1]).square().mean().backward()
+    before_a_norm = ("front.bias", "encoder.bias", "decoder.bias")  # a batch norm takes these away again
+    pairs = [(p.grad, q.grad, name) for (name, p), q in zip(model.named_parameters(), double.parameters(), strict=True)]
+    compared = {name: relative(p, q) for p, q, name in pairs if not name.endswith(before_a_norm)}
+    assert len(compared) == 35
+    assert max(compared.values()) < 1e-4, compared
+
+
+def test_training_is_one_graph(interpreted):
+    """Forward pass and loss under torch.compile, with gradients."""
+    torch.manual_seed(0)
+    model = build("dpt", dataclasses.replace(SMALL, dropout=0.0)).train()
+    loss = EnhancementLoss(LossConfig())
+    noisy, clean = randn(2, 1, 200)
+
+    def forward(noisy, clean):
+        return loss(model(noisy), clean, noisy)
+
+    gradients = []
+    for function in (forward, torch.compile(forward, backend="aot_eager", fullgraph=True)):
+        model.zero_grad()
+        function(noisy, clean).backward()
+        gradients.append(model.core.layers[0].up.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.slow
+def test_fifty_steps_of_training_on_both_paths(interpreted):
+    """From one seed the losses go together; what was trained on one path scores the same on the other."""
+    losses, models = {}, {}
+    clean = torch.from_numpy(voice(600))[None]
+    noisy = clean + torch.from_numpy(noise(600))[None]
     for name in ("interpret", "reference"):
         torch.manual_seed(0)
-        model = build("dpt", dataclasses.replace(SMALL, dropout=0.0)).train()
+        models[name] = model = build("dpt", dataclasses.replace(SMALL, dropout=0.0)).train()
         optimiser = torch.optim.AdamW(model.parameters(), 1e-3)
-        clean = torch.from_numpy(voice(600))[None]
-        noisy = clean + torch.from_numpy(noise(600))[None]
         with backend.use_backend(name):
-            losses[name] = [step(model, optimiser, noisy, clean) for _ in range(4)]
+            losses[name] = [step(model, optimiser, noisy, clean) for _ in range(50)]
     np.testing.assert_allclose(losses["interpret"], losses["reference"], rtol=0.01)
     assert losses["reference"][-1] < losses["reference"][0]
+    trained, outputs = models["interpret"].eval(), {}
+    for name in models:
+        with backend.use_backend(name), torch.no_grad():
+            outputs[name] = trained(noisy)[0].numpy()
+    assert si_sdr(outputs["interpret"], outputs["reference"]) >= 60
 
 
 def step(model, optimiser, noisy, clean):

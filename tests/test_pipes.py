@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ pytest.importorskip("triton")
 import fastenh_kernels
 from fastenh_kernels import pipes
 from fastenh_kernels.launch import Cost, Launch, chunk_of, recording
-from fastenh_kernels.shipped import CLIP_FRAMES, forward_launches
+from fastenh_kernels.shipped import CLIP_FRAMES, STEP_MEGABYTES, forward_launches, training_launches
 
 from fastenh.models.registry import build
 from fastenh.ops import backend
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from traffic import CLIPS, kept_by_each, step_traffic
 
 SASS = """
 .text.kernel:
@@ -88,6 +93,26 @@ def test_the_counted_launches_are_those_of_the_model():
     assert [describe(launch) for launch in made] == [describe(launch) for launch in listed]
 
 
+def test_the_counted_step_is_that_of_the_model():
+    """The operators that a training step calls, and what PyTorch's own operations move in it, against the lists."""
+    if not fastenh_kernels.INTERPRETED:
+        pytest.skip("needs the kernels on the CPU")
+    traffic = step_traffic()
+    names = dict.fromkeys(re.sub(r"layer \d, \w+", "axis_layer_forward", name).split(":")[0].replace(" ", "_")
+                          for name, _ in training_launches(torch.bfloat16, 2))  # fmt: skip
+    names = [name.replace("forward_backward", "backward") for name in names]
+    assert list(dict.fromkeys(traffic.operators)) == names
+    for part, megabytes in STEP_MEGABYTES.items():
+        assert traffic.moved[part] / CLIPS / 1e6 == pytest.approx(megabytes, rel=0.02, abs=0.05), part
+
+
+def test_training_keeps_a_third_of_what_the_textbook_keeps():
+    if not fastenh_kernels.INTERPRETED:
+        pytest.skip("needs the kernels on the CPU")
+    kept = kept_by_each()
+    assert kept["kernels, bfloat16"] <= kept["textbook, float32"] / 3
+
+
 def describe(launch):
     arguments = {name: described(value) for name, value in launch.arguments.items()}
     return launch.kernel.fn.__name__, launch.programs, launch.num_warps, launch.num_stages, launch.cost, arguments
@@ -111,10 +136,12 @@ def test_pipes_of_the_forward_pass(tmp_path):
     command = [sys.executable, "-m", "fastenh_kernels.cubins", "--pipes", "--json", str(tmp_path / "pipes.json")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].startswith("forward: bound ")
-    assert done.stdout.splitlines()[-1].endswith("x real time (sm_90, estimated)")
-    summary = json.loads((tmp_path / "pipes.json").read_text())
-    assert summary["measured"] is False
+    for line, name in zip(done.stdout.splitlines()[-2:], ("forward", "training step"), strict=True):
+        assert line.startswith(f"{name}: bound ")
+        assert line.endswith("x real time (sm_90, estimated)")
+    written = json.loads((tmp_path / "pipes.json").read_text())
+    assert written["measured"] is False
+    summary = written["forward"]
     # per frame and band: layers, attention along F and T, decoder; the encoder has 9 x 32 x 128 products a band
     frames, bands, channels = 188, 65, 128
     layer = 2 * channels * (3 * channels + channels + 2 * 4 * channels)
@@ -125,7 +152,16 @@ def test_pipes_of_the_forward_pass(tmp_path):
     for row in summary["launches"]:  # padding: attention 1.52 (65 bands as 80), encoder 1.39 (96 values as 128)
         allowed = 15 if row["kernel"] == "mask_head_kernel" else 1.53
         assert row["flop"] * 0.999 <= row["tensor_flop"] <= allowed * max(row["flop"], 1), row["name"]
-    assert summary["estimated_us"] == pytest.approx(sum(row["estimated_us"] for row in summary["launches"]))
+    step = written["training_step"]
+    # back: seven products of the feed-forward's size, two of each projection's, five of attention's half; the encoder's
+    # input is made of pairs of bands with a quarter of zeros; the head is done three times, and twice each way
+    products = 2 * channels * channels * (7 * 4 + 2 + 2 * 3)
+    convolutions = (2 + 1 / 3) * 2 * 9 * 32 * channels + 2 * 2 * 9 * channels * 64
+    backward = frames * bands * (4 * products + 2.5 * attention + convolutions)
+    found = sum(row["flop"] for row in step["launches"])
+    assert found == pytest.approx(asked + backward + (1 + 1 + 2 + 2) * head, rel=1e-6)
+    for part in (summary, step):
+        assert part["estimated_us"] == pytest.approx(sum(row["estimated_us"] for row in part["launches"]))
 
 
 def test_options_that_do_not_go_together():
