@@ -60,6 +60,7 @@ class RunConfig:
     epochs: int = 30
     steps_per_epoch: int = 100  # of mixed data; an epoch of pairs shows each pair once
     early_stop: int = 0  # epochs without progress before the end; 0 for never
+    accumulate: int = 1  # parts that a batch passes through the model in: less memory, the same gradient
     ema: float = 0.0  # decay per step of the averaged weights that are validated and kept; 0 for none
     init: str = ""  # a shipped model or a checkpoint to start from
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -110,7 +111,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     sections = {f.name: get_type_hints(Recipe)[f.name] for f in dataclasses.fields(Recipe) if f.name != "model"}
     sections["config"] = config
     parts: dict[str, Any] = {}
-    counts = {"data": ("seconds", "batch_size"), "run": ("epochs", "steps_per_epoch", "validation_pairs")}
+    counts = {"data": ("seconds", "batch_size"), "run": ("epochs", "steps_per_epoch", "validation_pairs", "accumulate")}
     for key, value in values.items():
         if key == "model":
             continue
