@@ -76,7 +76,10 @@ def test_draws_depend_on_seed_and_number_alone():
 
 def test_draws_have_their_distributions():
     draws = Draws.of(0, range(200), torch.device("cpu"))
-    for given, exact in ((draws.uniform(0, 1, 500), scipy.stats.uniform.cdf), (draws.normal(501), scipy.stats.norm.cdf)):
+    for given, exact in (
+        (draws.uniform(0, 1, 500), scipy.stats.uniform.cdf),
+        (draws.normal(501), scipy.stats.norm.cdf),
+    ):
         assert scipy.stats.kstest(given.flatten().numpy(), exact).pvalue > 1e-3
         rows = np.corrcoef(given.numpy())
         assert np.abs(rows - np.eye(200)).max() < 5 / np.sqrt(500)

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from conftest import SAMPLES, noise, voice
+from conftest import SAMPLES, noise
 
 from fastenh.cli import main
 from fastenh.models import checkpoint
@@ -28,16 +28,6 @@ TINY = [
     "data.seconds=0.5", "data.batch_size=2", "run.steps_per_epoch=4", "run.epochs=3", "run.validation_pairs=2",
     "run.scored_pairs=1", "schedule.warmup_epochs=0.5", "schedule.decay_epochs=1", "run.ema=0.5",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    for folder, make in (("speech", voice), ("noise", noise)):
-        (root / folder).mkdir()
-        for index in range(3):
-            soundfile.write(root / folder / f"{index}.wav", make(24_000, seed=index), 16_000)
-    return root
 
 
 @pytest.fixture

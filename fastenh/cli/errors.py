@@ -16,10 +16,11 @@ from fastenh.models.checkpoint import CheckpointError
 from fastenh.models.registry import ModelError
 from fastenh.ops.backend import BackendError
 from fastenh.train.loop import TrainingError
+from fastenh.train.ranks import RankError
 from fastenh.train.recipe import RecipeError
 from fastenh.train.state import RunError
 
-_USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError)
+_USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError, RankError)
 _FAILURES = (AudioError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
 
 

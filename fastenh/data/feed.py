@@ -94,7 +94,7 @@ class PairFeed:
 
 
 def prefetch(feed: Feed, first: int, workers: int = 2) -> Iterator[Batch]:
-    """Batches from number ``first`` on: made ahead of their use in threads, or on the device, whose queue runs ahead."""
+    """Batches from number ``first`` on: made ahead of their use in threads, or queued on the device."""
     if feed.device.type != "cpu":
         yield from map(feed.batch, itertools.count(first))
     with ThreadPoolExecutor(workers) as pool:

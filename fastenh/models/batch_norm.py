@@ -51,7 +51,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         """(B, C, H, W) -> (B, C, H, W)."""
         if not self.training:
             return super().forward(x)
-        var, mean = torch.var_mean(x.float(), (0, 2, 3), correction=0)
+        var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), correction=0)
         mean, var = moments_of_all(mean, var)
         with torch.no_grad():
             count = processes() * x.numel() // x.shape[1]

@@ -62,8 +62,7 @@ class EnhancementLoss(nn.Module):
         loss = estimate.new_zeros(())
         if config.si_sdr:
             speech = (clean.abs().amax(-1) > 0).float()
-            terms = si_sdr_loss(estimate, clean) * speech
-            loss = loss + config.si_sdr * terms.sum() / speech.sum().clamp_min(1)
+            loss = loss + config.si_sdr * (si_sdr_loss(estimate, clean) * speech).mean()
         return loss + self._spectral(self.frontend.stft(estimate), self.frontend.stft(clean))
 
     def _spectral(self, estimate: Tensor, clean: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastenh.data.feed import Share
+from fastenh.models.batch_norm import processes
 
 
 class RankError(ValueError):
@@ -31,7 +32,10 @@ def joined(device: torch.device) -> Iterator[tuple[Share, torch.device]]:
     if device.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise RankError(f"{local + 1} processes on a machine with {torch.cuda.device_count()} CUDA devices")
+            count = torch.cuda.device_count()
+            raise RankError(
+                f"torchrun: {local + 1} processes or more, but {count} CUDA devices; a process for each device"
+            )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -47,12 +51,12 @@ def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tenso
     One all-reduce of a flat copy: the models are of a few megabytes, so there is nothing to gain from overlapping it
     with the backward pass in buckets as ``DistributedDataParallel`` does.
     """
-    if not dist.is_initialized():
+    if processes() == 1:
         return loss
     grads = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([loss.reshape(1), *(g.flatten() for g in grads)])
     dist.all_reduce(flat)
-    flat /= dist.get_world_size()
+    flat /= processes()
     parts = flat[1:].split([g.numel() for g in grads])
     torch._foreach_copy_(grads, [part.view_as(g) for part, g in zip(parts, grads, strict=True)])
     return flat[0]
@@ -60,7 +64,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tenso
 
 def agree(flag: bool, device: torch.device) -> bool:
     """Whether it is set in any of the processes."""
-    if not dist.is_initialized():
+    if processes() == 1:
         return flag
     found = torch.tensor(float(flag), device=device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
@@ -69,7 +73,7 @@ def agree(flag: bool, device: torch.device) -> bool:
 
 def from_first(value: Any) -> Any:
     """What the first process has, in all of them."""
-    if not dist.is_initialized():
+    if processes() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box)
