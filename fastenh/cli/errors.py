@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 from fastenh.audio.files import AudioError
+from fastenh.data.archives import ArchiveError
 from fastenh.data.pairs import PairError
 from fastenh.enhance.enhancer import DeviceError, EnhancementError
 from fastenh.enhance.job import JobError
@@ -21,7 +22,7 @@ from fastenh.train.recipe import RecipeError
 from fastenh.train.state import RunError
 
 _USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError, RankError)
-_FAILURES = (AudioError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
+_FAILURES = (AudioError, ArchiveError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
 
 
 @contextmanager
