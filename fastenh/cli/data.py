@@ -52,7 +52,5 @@ def pack(sources: tuple[Path, ...], path: Path) -> None:
         began = time.perf_counter()
         Corpus.load([path], SAMPLE_RATE)
         seconds = time.perf_counter() - began
-        click.echo(
-            f"{path}: {len(corpus):,} recordings, {corpus.seconds / 3600:.2f} hours, {path.stat().st_size / 1e6:,.1f} MB, "
-            f"opened again in {seconds:.3f} s"
-        )
+        size = f"{corpus.seconds / 3600:.2f} hours, {path.stat().st_size / 1e6:,.1f} MB"
+        click.echo(f"{path}: {len(corpus):,} recordings, {size}, opened again in {seconds:.3f} s")

@@ -132,19 +132,28 @@ def to_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], setting: str) -> None:
-    name, equals, text = setting.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not key or len(sections) > 1:
+    name, value = parse_setting(setting)
+    *sections, key = name.split(".")
+    if len(sections) > 1:
         raise RecipeError(f"--set {setting}: must read section.key=value")
     table = values
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {setting}: {section} is no section")
+    table[key] = value
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """("section.key", value) of "section.key=value", the value as in TOML. Raises ``RecipeError``."""
+    name, equals, text = setting.partition("=")
+    name = name.strip()
+    if not equals or not name or name.endswith("."):
+        raise RecipeError(f"--set {setting}: must read section.key=value")
     try:
-        table[key] = tomllib.loads(f"value = {text}")["value"]
+        return name, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        table[key] = text  # a bare word is a string
+        return name, text  # a bare word is a string
 
 
 def _section(cls: type, values: dict[str, Any], name: str) -> Any:
