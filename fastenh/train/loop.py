@@ -68,7 +68,7 @@ class Trainer:
         self.model = initial_model(recipe).to(device)
         if self.share.ranks > 1:
             join_batch_norms(self.model)
-        self.loss = EnhancementLoss(recipe.loss).to(device)
+        self.loss = EnhancementLoss(recipe.loss, self.model.frontend.hop).to(device)
         self.optimiser = make_optimiser(self.model, recipe.optimiser)
         self.ema = average_weights(self.model, recipe.run.ema)
         self.plateau = Plateau()
@@ -202,9 +202,9 @@ class Trainer:
         mixed = self.autocast_dtype != torch.float32
         for part, target in zip(noisy.chunk(parts), clean.chunk(parts), strict=True):
             with record_function("forward"), torch.autocast(self.device.type, self.autocast_dtype, enabled=mixed):
-                enhanced = self.model(part)
+                enhanced, spectrum = self.model.with_spectrum(part)
             with record_function("loss"):
-                loss = self.loss(enhanced.float(), target, part) / parts
+                loss = self.loss(enhanced.float(), target, part, spectrum) / parts
             with record_function("backward"):
                 loss.backward()
             total += loss.detach()
