@@ -31,3 +31,17 @@ for model in crn dpt mel_transformer stft_transformer; do
   "$python" -m fastenh train dpt-mix -o "$out/$model" --set model="$model" --clean "$data/speech" \
     --noise "$data/noise" "${rooms[@]}" "${budget[@]}" "${@:4}" "${resume[@]}"
 done
+
+weights=$out/weights
+rm -rf "$weights" && mkdir "$weights"
+judged=()
+for model in crn dpt stft_transformer mel_transformer; do
+  cp "$out/$model/best.safetensors" "$weights/$model.safetensors"
+  judged+=(--model "$weights/$model.safetensors")
+done
+griffin=$weights/mel_transformer-griffin_lim.safetensors
+"$python" -m fastenh checkpoint convert "$weights/mel_transformer.safetensors" -o "$griffin" \
+  --set reconstruction=griffin_lim
+"$python" -m fastenh evaluate "$pairs/noisy" "$pairs/clean" "${judged[@]}" --model "$griffin" --dtype float32 \
+  --jobs "${JOBS:-1}" --out "$out/results.json"
+"$python" "$repository/scripts/results_table.py" "$out/results.json" | tee "$out/table.md"
