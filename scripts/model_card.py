@@ -28,7 +28,8 @@ configuration, recipe and hash ({sha256}).
 
 ## Training
 
-- {steps:,} steps of {batch} crops of {seconds:g} s ({audio:.1f} hours of mixed audio), {hours:g} hours on {device}; {date}.
+- {steps:,} steps of {batch} crops of {seconds:g} s ({audio:.1f} hours of mixed audio), {hours:g} hours on {device};
+  {date}.
 - {data}.
 - The best on held-out training data: {validation}.
 - Recipe: `{recipe}`
@@ -44,8 +45,8 @@ that got better. `dpt` is what this version of fastenh ships.
 
 ## Limits
 
-It hears 16 kHz and takes what lies above 8 kHz out with the noise. Competing voices and reverberation stay. It knows the
-languages, rooms and noises of the data above: judge by ear before using it where words matter; do not use it for
+It hears 16 kHz and takes what lies above 8 kHz out with the noise. Competing voices and reverberation stay. It knows
+the languages, rooms and noises of the data above: judge by ear before using it where words matter; do not use it for
 evidence.
 """
 
