@@ -18,6 +18,7 @@ from conftest import SAMPLES, noise
 
 from fastenh.cli import main
 from fastenh.models import checkpoint
+from fastenh.train import loop
 from fastenh.train.loop import Trainer, TrainingError
 from fastenh.train.recipe import RecipeError, load_recipe
 from fastenh.train.sources import open_sources
@@ -92,6 +93,33 @@ def test_resuming_is_bit_for_bit_the_undisturbed_run(trainer, stop_at):
             assert torch.equal(ours[key], theirs[key]), key
     a, b = load_state(whole.folder), load_state(resumed.folder)
     assert a["plateau"] == b["plateau"]
+
+
+@pytest.mark.parametrize("where", ["_train_step", "_checkpoint", "save_state"])
+def test_a_killed_run_resumes_to_the_same_result(trainer, monkeypatch, where):
+    """Dead in the middle of the second epoch or of its end: what was written after the first one has to do."""
+    whole = trainer("whole")
+    whole.train()
+    killed = trainer("killed")
+    owner = loop if where == "save_state" else killed
+    original = getattr(owner, where)
+
+    def dying(*arguments):
+        if killed.step > 4:
+            raise SystemExit("killed")
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, where, dying)
+    with pytest.raises(SystemExit):
+        killed.train()
+    monkeypatch.undo()
+    resumed = trainer("killed", resume=True)
+    assert resumed.step == 4
+    resumed.train()
+    for name in ("last", "best"):
+        ours, theirs = (tensors(r.folder / f"{name}.safetensors") for r in (resumed, whole))
+        for key in theirs:
+            assert torch.equal(ours[key], theirs[key]), key
 
 
 def test_time_is_up(trainer):
