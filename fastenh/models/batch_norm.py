@@ -31,7 +31,11 @@ class _Gather(torch.autograd.Function):
         return grad[dist.get_rank()]
 
 
-@torch.compiler.disable  # a collective with a gradient of its own: the graph is cut here
+@torch.compiler.disable  # a collective with a gradient of its own: a compiled graph is cut here
+def _gathered(local: Tensor) -> Tensor:
+    return _Gather.apply(local)
+
+
 def moments_of_all(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, each (C,), of one process -> of the samples of all, equally many in each.
 
@@ -39,7 +43,7 @@ def moments_of_all(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """
     if processes() == 1:
         return mean, var
-    means, variances = _Gather.apply(torch.stack([mean, var])).unbind(1)
+    means, variances = _gathered(torch.stack([mean, var])).unbind(1)
     mean = means.mean(0)
     return mean, variances.mean(0) + (means - mean).square().mean(0)
 
