@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from fastenh.data.draws import Draws
 from fastenh.data.filters import apply_gains, from_db, hat_functions
+from fastenh.models.frontend import Frontend
 
 FASTEST = 1.14
 _SLOWEST = 0.88
 _HALF_WIDTH = 12  # samples, of the interpolation
-_CODEC_FFT, _CODEC_HOP, _CODEC_BAND = 512, 256, 16
+_CODEC_BAND = 16  # bins
 
 
 def respeed(draws: Draws, x: Tensor) -> Tensor:
@@ -60,8 +62,8 @@ def clip(draws: Draws, x: Tensor) -> Tensor:
 def codec(draws: Draws, x: Tensor) -> Tensor:
     """The loss of a transform codec at a low rate: coefficients rounded to steps in proportion to the level of their
     band, coarser towards high frequencies, so that weak ones vanish from frame to frame."""
-    window = torch.hann_window(_CODEC_FFT, device=x.device)
-    spectrum = torch.stft(x, _CODEC_FFT, _CODEC_HOP, window=window, pad_mode="constant", return_complex=True)
+    frontend = _frontend(x.device)
+    spectrum = frontend.stft(x)
     bins = spectrum.shape[1]
     bands = torch.arange(bins, device=x.device) // _CODEC_BAND
     spread = (bands[:, None] == bands).float() / (bands[:, None] == bands).sum(1)  # the mean of each bin's band
@@ -69,5 +71,9 @@ def codec(draws: Draws, x: Tensor) -> Tensor:
     coarser = torch.linspace(0, 6, bins, device=x.device)
     step = (level * from_db(draws.uniform(-12, 3, 1).float() + coarser)[..., None]).clamp_min(1e-9)
     rounded = torch.view_as_complex(torch.round(torch.view_as_real(spectrum / step))) * step
-    padded = x.shape[-1] + -x.shape[-1] % _CODEC_HOP
-    return torch.istft(rounded, _CODEC_FFT, _CODEC_HOP, window=window, length=padded)[..., : x.shape[-1]]
+    return frontend.istft(rounded, x.shape[-1])
+
+
+@cache
+def _frontend(device: torch.device) -> Frontend:
+    return Frontend().to(device)
