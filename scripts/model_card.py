@@ -1,9 +1,9 @@
 """The model card of weights that scripts/release.sh made, and how they compare with those that are shipped.
 
-    python scripts/model_card.py OUT [SOURCES.csv]
+    python scripts/model_card.py OUT DATA
 
-Reads OUT/dpt.safetensors and OUT/results/*.json, writes OUT/dpt.md. SOURCES.csv has a line a source, with the columns
-set (".../speech", ".../noise"), source, licence, minutes; sets without a word of "train" are left out.
+Reads OUT/dpt.safetensors and OUT/results/*.json, writes OUT/dpt.md. SOURCES.csv, in DATA or beside it, has a line a
+source, with the columns set ("DATA/speech", "DATA/noise"), source, licence, minutes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ configuration, recipe and hash ({sha256}).
 
 ## Training
 
-- {steps:,} steps of {batch} crops of {seconds:g} s ({audio:.1f} hours of mixed audio), {hours:g} hours on {device};
+- {steps:,} steps of {batch} crops of {seconds:g} s ({audio:.2g} hours of mixed audio), {hours:g} hours on {device};
   {date}.
 - {data}.
 - The best on held-out training data: {validation}.
@@ -39,7 +39,7 @@ configuration, recipe and hash ({sha256}).
 ## Results
 
 `fastenh evaluate`, float32, {threads} threads: mean and 95 % interval over files, difference to noisy, share of files
-that got better. `dpt` is what this version of fastenh ships.
+that got better.
 
 {results}
 
@@ -51,51 +51,70 @@ evidence.
 """
 
 
-def main(out: Path, sources: Path | None) -> None:
+def main(out: Path, data: Path) -> None:
     path = out / f"dpt{checkpoint.SUFFIX}"
     results = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted((out / "results").glob("*.json"))}
-    (out / "dpt.md").write_text(card(path, results, sources), encoding="utf-8")
+    (out / "dpt.md").write_text(card(path, results, data), encoding="utf-8")
     print(f"{out / 'dpt.md'}: the model card")
     print(verdict(results, str(path)))
 
 
-def card(path: Path, results: dict[str, dict[str, Any]], sources: Path | None) -> str:
+def card(path: Path, results: dict[str, dict[str, Any]], data: Path) -> str:
     model, found = checkpoint.load(path)
     training = found.training
-    data = training["recipe"]["data"]
+    crops = training["recipe"]["data"]
     first = next(iter(results.values()))
-    pairs = [f"{r['settings']['pairs']} pairs of `{name}`:\n\n{markdown(r)}" for name, r in results.items()]
+    names = {str(path): "these weights", "dpt": "shipped before"}
+    pairs = [f"{r['settings']['pairs']} pairs of `{name}`:\n\n{markdown(r, names)}" for name, r in results.items()]
     return _CARD.format(
         name=found.name,
         parameters=count_parameters(model),
         file=path.name,
         sha256=found.sha256[:16],
         steps=training["steps"],
-        batch=data["batch_size"],
-        seconds=data["seconds"],
-        audio=training["steps"] * data["batch_size"] * data["seconds"] / 3600,
+        batch=crops["batch_size"],
+        seconds=crops["seconds"],
+        audio=training["steps"] * crops["batch_size"] * crops["seconds"] / 3600,
         hours=training["hours"],
         device=training["device"],
         date=datetime.now(UTC).date(),
         data=training["data"],
         validation=", ".join(f"{key} {value:.3f}" for key, value in training["validation"].items()),
         recipe=json.dumps(training["recipe"]),
-        sources=_sources(sources),
+        sources=_sources(data),
         threads=first["settings"]["threads"],
         results="\n\n".join(pairs),
     )
 
 
-def _sources(path: Path | None) -> str:
-    if path is None or not path.is_file():
+def _sources(data: Path) -> str:
+    """The lines of SOURCES.csv, in DATA or beside it, that belong to recordings in DATA."""
+    table = next((path for path in (data / "SOURCES.csv", data.parent / "SOURCES.csv") if path.is_file()), None)
+    if table is None:
         return "Sources and licences of the data: not given."
     lines = ["| what | source | minutes | licence |", "|---|---|---|---|"]
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            group, _, what = row["set"].rpartition("/")
-            if group.endswith("train") and what in ("speech", "noise", "rir"):
-                lines.append(f"| {what} | {row['source']} | {row['minutes']} | {row['licence']} |")
+    for row in _rows(table):
+        group, _, what = row["set"].rpartition("/")
+        used = _used(data, what) if group.endswith(data.name) and (data / what).is_dir() else set()
+        if used is None or row["source"] in used:
+            lines.append(f"| {what} | {row['source']} | {row['minutes']} | {row['licence']} |")
     return "\n".join(lines)
+
+
+def _used(data: Path, what: str) -> set[str] | None:
+    """Sources of the files that are there, by DATA/WHAT_index.csv (file, source); nothing where that does not say."""
+    index = data / f"{what}_index.csv"
+    rows = _rows(index) if index.is_file() else []
+    return (
+        {row["source"] for row in rows if (data / what / row["file"]).is_file()}
+        if rows and "source" in rows[0]
+        else None
+    )
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def verdict(results: dict[str, dict[str, Any]], new: str) -> str:
@@ -115,4 +134,4 @@ def verdict(results: dict[str, dict[str, Any]], new: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), Path(sys.argv[2]).resolve())

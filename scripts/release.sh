@@ -52,8 +52,4 @@ for folder in "${pairs[@]}"; do
   "$python" -m fastenh evaluate "$folder/noisy" "$folder/clean" --model dpt --model "$out/dpt.safetensors" \
     --dtype float32 --jobs "${JOBS:-0}" --out "$out/results/$(basename "$folder").json"
 done
-sources=$data/SOURCES.csv
-if [[ ! -f $sources ]]; then
-  sources=$(dirname "$data")/SOURCES.csv
-fi
-"$python" "$repository/scripts/model_card.py" "$out" "$sources"
+"$python" "$repository/scripts/model_card.py" "$out" "$data"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fastenh.evaluate.metrics import DIGITS, LABELS
@@ -15,15 +17,23 @@ from fastenh.models import checkpoint
 from fastenh.models.registry import count_parameters
 
 
-def markdown(results: dict[str, Any]) -> str:
-    """Mean and 95 % interval of each metric, the difference to the noisy input and on how many files it is positive."""
+def markdown(results: dict[str, Any], names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Mean and 95 % interval of each metric, the difference to the noisy input and on how many files it is positive.
+
+    names: of systems, where they shall not go by their own.
+    """
     metrics = [metric for metric in LABELS if metric in next(iter(results["systems"].values()))]
     heads = [LABELS[m] + {"pesq": " (wide band)", "si_sdr": " (dB)"}.get(m, "") for m in metrics]
     lines = ["| " + " | ".join(["", "parameters", *heads, "RTF"]) + " |", "|---" * (len(metrics) + 3) + "|"]
     for label, record in results["systems"].items():
         factor = record["real_time_factor"]
         speed = "" if factor is None else f"{factor:.2f}"
-        cells = [_name(label), _parameters(label), *(_cell(record[m], DIGITS[m]) for m in metrics), speed]
+        cells = [
+            names.get(label) or _name(label),
+            _parameters(label),
+            *(_cell(record[m], DIGITS[m]) for m in metrics),
+            speed,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

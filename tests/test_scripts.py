@@ -15,7 +15,7 @@ from fastenh.models import checkpoint
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from model_card import verdict  # noqa: E402
+from model_card import _sources, verdict  # noqa: E402
 from results_table import markdown  # noqa: E402
 
 BUDGET = (
@@ -61,6 +61,19 @@ def test_results_table(tiny_checkpoint):
     assert len({line.count("|") for line in lines}) == 1
 
 
+def test_a_card_names_the_sources_of_what_is_there(tmp_path):
+    data = tmp_path / "train"
+    for path in ("speech/a.wav", "noise/b.wav"):
+        (data / path).parent.mkdir(parents=True)
+        (data / path).touch()
+    assert "not given" in _sources(data)
+    sets = ("train/speech,One", "train/noise,Two", "train/noise,Three", "train/rir,Four", "valid/speech,Five")
+    rows = "".join(f"{row},1,MIT\n" for row in sets)
+    (tmp_path / "SOURCES.csv").write_text(f"set,source,minutes,licence\n{rows}")
+    (data / "noise_index.csv").write_text("file,source\nb.wav,Two\nelsewhere.wav,Three\n")
+    assert _sources(data).splitlines()[2:] == ["| speech | One | 1 | MIT |", "| noise | Two | 1 | MIT |"]
+
+
 @pytest.fixture
 def little(tmp_path):
     """DATA with 1 s recordings, PAIRS of one sample."""
@@ -68,9 +81,7 @@ def little(tmp_path):
         (tmp_path / "DATA" / part).mkdir(parents=True)
         for seed in range(2):
             soundfile.write(tmp_path / "DATA" / part / f"{seed}.wav", make(16_000, seed), 16_000)
-    sources = (
-        "set,source,repo,path,licence,speakers,files,minutes\nbig/train/speech,Us,,,CC0,2,2,0.1\nvalid,Them,,,CC0,,,\n"
-    )
+    sources = "set,source,repo,path,licence,speakers,files,minutes\nDATA/speech,Us,,,CC0,2,2,0.1\nvalid,Them,,,CC0,,,\n"
     (tmp_path / "DATA" / "SOURCES.csv").write_text(sources)
     for side, folder in (("noisy", SAMPLES), ("clean", SAMPLES / "clean")):
         (tmp_path / "PAIRS" / side).mkdir(parents=True)
