@@ -44,8 +44,7 @@ def command(recipe_name: str, settings: tuple[str, ...], steps: int, trace: Path
 
 
 def _print(found: StepProfile, trace: Path) -> None:
-    caption = f"{1e3 * found.seconds:,.1f} ms a step, {found.x_realtime:,.1f} x real time; the trace: {trace}"
-    table = Table(caption=caption)
+    table = Table()
     for header in ("part of a step", "ms", "share"):
         table.add_column(header, justify="left" if header[0] == "p" else "right")
     for position, rows in enumerate((found.parts.items(), found.slowest)):
@@ -54,3 +53,4 @@ def _print(found: StepProfile, trace: Path) -> None:
         for name, seconds in rows:
             table.add_row(name, f"{1e3 * seconds:,.2f}", f"{100 * seconds / found.seconds:.1f} %")
     Console(highlight=False).print(table)
+    click.echo(f"{1e3 * found.seconds:,.1f} ms a step, {found.x_realtime:,.1f} x real time; the trace: {trace}")
