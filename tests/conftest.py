@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from parity import DEVICES
 
@@ -79,3 +80,14 @@ def outputs_begin_as_nan(monkeypatch):
         return made.fill_(float("nan")) if floating and made.device.type != "meta" else made
 
     monkeypatch.setattr(torch, "empty", filled)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Three recordings in speech/, three in noise/."""
+    root = tmp_path_factory.mktemp("data")
+    for folder, make in (("speech", voice), ("noise", noise)):
+        (root / folder).mkdir()
+        for index in range(3):
+            soundfile.write(root / folder / f"{index}.wav", make(24_000, seed=index), 16_000)
+    return root

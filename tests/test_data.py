@@ -1,30 +1,38 @@
 """Mixing, pairs and batches: aligned, reproducible, and refused where they do not belong together."""
 
+import json
+
 import numpy as np
 import pytest
+import scipy.stats
 import soundfile
+import torch
 from conftest import noise, voice
+from safetensors.torch import save_file
 
 from fastenh.audio.files import AudioError
 from fastenh.data.corpus import Corpus
-from fastenh.data.feed import MixFeed, PairFeed, prefetch
-from fastenh.data.mixing import Mixer, MixingConfig, active_rms
+from fastenh.data.degradations import codec, respeed
+from fastenh.data.draws import Draws
+from fastenh.data.feed import MixFeed, PairFeed, Share, prefetch
+from fastenh.data.filters import active_rms
+from fastenh.data.mixing import Mixer, MixingConfig
 from fastenh.data.pairs import Pair, PairError, find_lag, load_pair, match_pairs
 from fastenh.data.synthetic import synthetic_noise
 
 RATE = 16_000
 PLAIN = MixingConfig(
     speed=0, equaliser=0, reverberation=0, second_noise=0, babble=0, synthetic_noise=0,
-    band_limit=0, clipping=0, noise_only=0,
+    band_limit=0, clipping=0, codec=0, noise_only=0,
 )  # fmt: skip
 ALL = MixingConfig(
     speed=1, equaliser=1, reverberation=1, second_noise=1, babble=0.4, synthetic_noise=0.3, band_limit=1, clipping=1,
-    noise_only=0,
+    codec=1, noise_only=0,
 )  # fmt: skip
 
 
 def corpus(recordings):
-    return Corpus([np.round(r * 32767).astype(np.int16) for r in recordings], RATE)
+    return Corpus.of([np.round(r * 32767).astype(np.int16) for r in recordings], RATE)
 
 
 @pytest.fixture
@@ -49,65 +57,128 @@ def write(path, samples, rate=RATE):
     return path
 
 
+# --- draws ---------------------------------------------------------------------------------------------------------
+
+
+def test_draws_depend_on_seed_and_number_alone():
+    def plan(examples, seed=3):
+        draws = Draws.of(seed, examples, torch.device("cpu"))
+        odd = torch.tensor([e % 2 == 1 for e in examples])
+        changed = draws.on_rows(odd, lambda draws, x: x + draws.normal(5), torch.zeros(len(examples), 5))
+        return torch.cat([draws.uniform(0, 1, 200), changed, draws.normal(7), draws.uniform(2, 3, 4)], 1)
+
+    whole = plan(range(100, 108))
+    for cut in ([100], [107], [103, 101], range(104, 106)):
+        np.testing.assert_array_equal(plan(cut), whole[[e - 100 for e in cut]])
+    assert not torch.isclose(plan([101]), plan([101], seed=4)).any()
+    assert len(set(whole.flatten().tolist())) == whole.numel() - 4 * 5 + 1  # the zeros of the even rows
+
+
+def test_draws_have_their_distributions():
+    draws = Draws.of(0, range(200), torch.device("cpu"))
+    for given, exact in (
+        (draws.uniform(0, 1, 500), scipy.stats.uniform.cdf),
+        (draws.normal(501), scipy.stats.norm.cdf),
+    ):
+        assert scipy.stats.kstest(given.flatten().numpy(), exact).pvalue > 1e-3
+        rows = np.corrcoef(given.numpy())
+        assert np.abs(rows - np.eye(200)).max() < 5 / np.sqrt(500)
+    counts = torch.bincount(draws.integers(2, 6, 100).flatten())
+    assert counts[:2].sum() == 0
+    assert (counts[2:].float() / 20_000 - 0.25).abs().max() < 0.02
+
+
 # --- mixing --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", [PLAIN, ALL, MixingConfig()])
-def test_a_pair_is_the_same_whenever_it_is_drawn(config, speech, noises, rooms):
+def test_a_pair_is_the_same_in_whatever_batch_it_is_drawn(config, speech, noises, rooms):
     mixers = [Mixer(config, speech, noises, rooms, 16_000, seed=7) for _ in range(2)]
-    for index in (0, 1, 123_456):
-        for mine, theirs in zip(mixers[0].pair(index), mixers[1].pair(index), strict=True):
-            assert mine.dtype == np.float32
-            assert mine.shape == (16_000,)
-            assert np.isfinite(mine).all()
-            np.testing.assert_array_equal(mine, theirs)
+    for alone in (0, 1, 6):
+        for mine, theirs in zip(mixers[0].pairs(range(7)), mixers[1].pairs([alone]), strict=True):
+            assert mine.dtype == torch.float32
+            assert mine.shape == (7, 16_000)
+            assert torch.isfinite(mine).all()
+            torch.testing.assert_close(mine[alone], theirs[0], rtol=0, atol=2e-6)
     other = Mixer(config, speech, noises, rooms, 16_000, seed=8)
-    assert not np.array_equal(other.pair(0)[0], mixers[0].pair(0)[0])
+    assert not torch.equal(other.pairs([0])[0], mixers[0].pairs([0])[0])
 
 
 @pytest.mark.parametrize("snr", [-10.0, 0.0, 15.0])
 def test_snr_is_on_the_active_level(snr, speech, noises):
     config = MixingConfig(**{**vars(PLAIN), "snr_db": (snr, snr), "level_db": (-20.0, -20.0)})
-    mixer = Mixer(config, speech, noises, None, 32_000, seed=0)
-    for index in range(5):
-        noisy, clean = mixer.pair(index)
-        ratio = active_rms(clean) / np.sqrt(np.mean((noisy - clean) ** 2))
-        assert 20 * np.log10(ratio) == pytest.approx(snr, abs=0.1)
-        assert 20 * np.log10(active_rms(clean)) == pytest.approx(-20, abs=0.1)
+    noisy, clean = Mixer(config, speech, noises, None, 32_000, seed=0).pairs(range(5))
+    ratio = active_rms(clean) / (noisy - clean).square().mean(1, keepdim=True).sqrt()
+    torch.testing.assert_close(20 * torch.log10(ratio), torch.full_like(ratio, snr), rtol=0, atol=0.1)
+    torch.testing.assert_close(20 * torch.log10(active_rms(clean)), torch.full_like(ratio, -20), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("config", [PLAIN, ALL])
 def test_target_stays_aligned_with_the_speech(config, speech, noises, rooms):
     config = MixingConfig(**{**vars(config), "snr_db": (20.0, 20.0), "clipping": 0.0})
-    mixer = Mixer(config, speech, noises, rooms, 32_000, seed=0)
-    for index in range(8):
-        noisy, clean = mixer.pair(index)
-        size = 2 * noisy.size
-        correlation = np.fft.irfft(np.fft.rfft(noisy, size) * np.conj(np.fft.rfft(clean, size)))
+    for noisy, clean in zip(*Mixer(config, speech, noises, rooms, 32_000, seed=0).pairs(range(8)), strict=True):
+        size = 2 * noisy.numel()
+        correlation = torch.fft.irfft(torch.fft.rfft(noisy, size) * torch.fft.rfft(clean, size).conj())
         assert correlation.argmax() == 0
 
 
 def test_noise_alone_has_a_silent_target(speech, noises):
-    mixer = Mixer(MixingConfig(noise_only=1.0), speech, noises, None, 16_000, seed=0)
-    noisy, clean = mixer.pair(0)
+    noisy, clean = Mixer(MixingConfig(noise_only=1.0), speech, noises, None, 16_000, seed=0).pairs([0])
     assert not clean.any()
     assert noisy.any()
 
 
 def test_recordings_shorter_than_a_crop(noises):
-    mixer = Mixer(PLAIN, corpus([voice(500)]), corpus([noise(100)]), None, 16_000, seed=0)
-    noisy, clean = mixer.pair(0)
-    assert noisy.shape == clean.shape == (16_000,)
-    assert np.isfinite(noisy).all()
+    noisy, clean = Mixer(PLAIN, corpus([voice(500)]), corpus([noise(100)]), None, 16_000, seed=0).pairs([0])
+    assert noisy.shape == clean.shape == (1, 16_000)
+    assert torch.isfinite(noisy).all()
+    torch.testing.assert_close(noisy[0, 1000:1100], noisy[0, 1100:1200])  # noise is repeated, speech is not
 
 
-def test_synthetic_noise_is_finite_and_audible():
-    for seed in range(100):
-        for length in (1, 100, 8000):
-            made = synthetic_noise(np.random.default_rng(seed), length, RATE)
-            assert made.shape == (length,)
-            assert np.isfinite(made).all()
-        assert np.sqrt(np.mean(made**2)) == pytest.approx(1.0, abs=1e-3)
+def test_a_plain_crop_is_a_piece_of_a_recording(speech, noises):
+    config = MixingConfig(**{**vars(PLAIN), "snr_db": (100.0, 100.0)})
+    for row in Mixer(config, speech, noises, None, 16_000, seed=0).pairs(range(4))[0].double().numpy():
+        likeness = []
+        for recording in map(speech.recording, range(5)):
+            pieces = np.lib.stride_tricks.sliding_window_view(recording.astype(float), 16_000)
+            best = pieces[np.abs(np.correlate(recording.astype(float), row, "valid")).argmax()]
+            likeness.append(best @ row / np.linalg.norm(best) / np.linalg.norm(row))
+        assert max(likeness) > 0.9999
+
+
+def test_respeed_is_the_tone_played_faster():
+    time = torch.arange(16_000, dtype=torch.float64) / RATE
+    tone = torch.sin(2 * torch.pi * 1000 * time).float().expand(6, -1)
+    for row in respeed(Draws.of(1, range(6), torch.device("cpu")), tone):
+        inner = row[200:12_000].double()
+        peak = torch.fft.rfft(inner * torch.hann_window(len(inner)), 1 << 18).abs().argmax() / (1 << 18) * RATE
+        assert 870 < peak < 1150
+        angle = 2 * torch.pi * peak * time[200:12_000]
+        basis = torch.stack([angle.sin(), angle.cos()], 1)
+        rest = inner - basis @ torch.linalg.lstsq(basis, inner[:, None]).solution[:, 0]
+        assert rest.norm() / inner.norm() < 0.05
+
+
+def test_codec_loses_what_is_weak_beside_its_band():
+    draws = Draws.of(0, range(4), torch.device("cpu"))
+    clean = torch.from_numpy(np.stack([voice(16_000, seed) for seed in range(4)]))
+    coded = codec(draws, clean)
+    loss = (coded - clean).norm(dim=1) / clean.norm(dim=1)
+    assert (loss > 0.02).all()
+    assert (loss < 0.8).all()
+    assert not codec(draws, torch.zeros(1, 16_000).expand(4, -1)).any()
+
+
+@pytest.mark.parametrize("length", [1, 100, 8000])
+def test_synthetic_noise_is_finite_and_audible(length):
+    made = synthetic_noise(Draws.of(0, range(100), torch.device("cpu")), length, RATE)
+    assert made.shape == (100, length)
+    assert torch.isfinite(made).all()
+    if length > 1:
+        torch.testing.assert_close(made.square().mean(1).sqrt(), torch.ones(100), rtol=0, atol=1e-3)
+
+
+# --- corpora -------------------------------------------------------------------------------------------------------
 
 
 def test_corpus(tmp_path):
@@ -116,14 +187,63 @@ def test_corpus(tmp_path):
     soundfile.write(tmp_path / "b" / "nan.wav", np.array([0.5, np.nan, np.inf]), RATE, subtype="FLOAT")
     loaded = Corpus.load([tmp_path / "a", tmp_path / "b"], RATE)
     assert len(loaded) == 2
-    np.testing.assert_array_equal(loaded[1], [0.5, 0.0, 0.0])
+    np.testing.assert_array_equal(loaded.recording(1), [16384, 0, 0])
     (tmp_path / "b" / "nan.wav").unlink()
-    assert loaded[0].shape == (16_000,)
-    np.testing.assert_array_equal(loaded.crop(0, 15_990, 20)[10:], loaded[0][:10])
+    first = loaded.recording(0)
+    assert first.shape == (16_000,)
+    at = loaded.wrapped(torch.tensor([0, 1]), torch.tensor([15_990, 1]), 20)
+    np.testing.assert_array_equal(at[0] * 32768, np.concatenate([first[-10:], first[:10]]))
+    np.testing.assert_array_equal(at[1, :4], [0, 0, 0.5, 0])
+    behind = loaded.at(torch.tensor([0]), torch.arange(15_999, 16_003)[None])
+    np.testing.assert_array_equal(behind[0] * 32768, [first[-1], 0, 0, 0])
     with pytest.raises(AudioError, match="no audio files"):
         Corpus.load([tmp_path / "b"], RATE)
     rest, held_out = corpus([voice(10)] * 40).split(20)
     assert (len(rest), len(held_out)) == (38, 2)
+
+
+def test_a_pack_is_the_corpus(tmp_path, speech):
+    write(tmp_path / "a" / "x.wav", voice(8000), 16_000)
+    folder = Corpus.load([tmp_path / "a"], RATE)
+    _, part = corpus([voice(10 + i) for i in range(40)]).split(20)
+    for name, packed in (("all", speech), ("part", part), ("one", folder)):
+        packed.save(tmp_path / f"{name}.safetensors")
+        loaded = Corpus.load([tmp_path / f"{name}.safetensors"], RATE)
+        assert len(loaded) == len(packed)
+        for index in range(len(packed)):
+            np.testing.assert_array_equal(loaded.recording(index), packed.recording(index))
+    both = Corpus.load([tmp_path / "a", tmp_path / "all.safetensors", tmp_path / "part.safetensors"], RATE)
+    assert len(both) == 5 + 2 + 1
+    np.testing.assert_array_equal(both.recording(5), part.recording(0))
+    np.testing.assert_array_equal(both.recording(7), folder.recording(0))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not a readable pack"),
+        (lambda p: p.write_text("RIFF"), "not a readable pack"),
+        (lambda p: p.unlink(), "not a readable pack"),
+        (lambda p: save_file({"x": torch.zeros(2)}, p), "not a corpus packed by"),
+        (lambda p: repack(p, sizes=[5]), "damaged"),
+        (lambda p: repack(p, sizes=[]), "damaged"),
+        (lambda p: repack(p, sizes=[40_000, -1]), "damaged"),
+        (lambda p: repack(p, rate=8000), "packed at 8000 Hz, 16000 Hz are needed"),
+    ],
+)
+def test_bad_packs_are_refused(tmp_path, damage, message):
+    path = tmp_path / "c.safetensors"
+    corpus([voice(40_000)]).save(path)
+    damage(path)
+    with pytest.raises(AudioError, match=message) as caught:
+        Corpus.load([path], RATE)
+    assert str(path) in str(caught.value)
+
+
+def repack(path, sizes=(40_000,), rate=RATE):
+    header = {"fastenh.corpus": json.dumps({"format": 1, "sample_rate": rate})}
+    tensors = {"samples": torch.zeros(40_000, dtype=torch.int16), "sizes": torch.tensor(sizes, dtype=torch.int64)}
+    save_file(tensors, path, metadata=header)
 
 
 # --- pairs ---------------------------------------------------------------------------------------------------------
@@ -215,7 +335,7 @@ def test_crops_are_cut_at_one_start(ramp_pairs):
     starts = set()
     for step in range(20):
         noisy, clean = feed.batch(step)
-        assert noisy.shape == clean.shape == (2 if step % 2 == 0 else 1, 1000)
+        assert noisy.shape == clean.shape == (2, 1000)
         inside = noisy != 0
         np.testing.assert_allclose((noisy - clean)[inside], 0.5, atol=1e-4)
         starts |= {round(float(row[0]) * 32768) for row in clean}
@@ -228,15 +348,30 @@ def test_an_epoch_shows_each_pair_once(ramp_pairs):
     assert sorted(lengths[:3]) == sorted(lengths[3:]) == [300, 5000, 7000]
 
 
+def test_devices_share_the_batches_of_one(speech, noises, ramp_pairs):
+    def feeds(share):
+        mixer = Mixer(MixingConfig(), speech, noises, None, 8000, seed=0)
+        return MixFeed(mixer, 4, 5, share), PairFeed(ramp_pairs, 4, 1000, RATE, 0, share)
+
+    for kind in range(2):
+        for step in (0, 7):
+            whole = feeds(None)[kind].batch(step)
+            parts = [feeds(Share(rank, 2))[kind].batch(step) for rank in range(2)]
+            for side in range(2):
+                torch.testing.assert_close(torch.cat([part[side] for part in parts]), whole[side], rtol=0, atol=2e-6)
+    with pytest.raises(ValueError, match="cannot be shared out evenly"):
+        feeds(Share(0, 3))[0].batch(0)
+
+
 def test_prefetching_keeps_the_order_and_passes_errors_on(speech, noises):
     feed = MixFeed(Mixer(PLAIN, speech, noises, None, 8000, seed=0), batch_size=2, steps_per_epoch=5)
     ahead = prefetch(feed, 3)
     for step in range(3, 8):
-        np.testing.assert_array_equal(next(ahead)[0], feed.batch(step)[0])
+        torch.testing.assert_close(next(ahead)[0], feed.batch(step)[0], rtol=0, atol=0)
     ahead.close()
 
     class Broken:
-        steps_per_epoch = 1
+        steps_per_epoch, device = 1, torch.device("cpu")
 
         def batch(self, step):
             raise PairError("a.wav is gone")

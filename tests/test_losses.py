@@ -7,7 +7,14 @@ from conftest import noise, voice
 
 from fastenh.evaluate.metrics import si_sdr
 from fastenh.models.frontend import Frontend
-from fastenh.train.losses import EnhancementLoss, LossConfig, si_sdr_loss
+from fastenh.train.losses import (
+    EnhancementLoss,
+    LossConfig,
+    Loudness,
+    consistency_loss,
+    multi_resolution_loss,
+    si_sdr_loss,
+)
 
 NONE = {"log_magnitude": 0.0, "compressed_magnitude": 0.0, "compressed_complex": 0.0, "si_sdr": 0.0}
 
@@ -46,10 +53,68 @@ def test_si_sdr_is_the_metric():
         assert -10 * loss.item() == pytest.approx(si_sdr(n.numpy(), c.numpy()), abs=0.01)
 
 
+def test_multi_resolution_is_its_formula():
+    clean, noisy = pair()
+    for row, (c, n) in zip(multi_resolution_loss(noisy, clean), zip(clean, noisy, strict=True), strict=True):
+        terms = []
+        for size in (256, 512, 1024):
+            sides = []
+            for x in (c, n):
+                frames = np.pad(x.double().numpy(), size // 2)
+                frames = np.lib.stride_tricks.sliding_window_view(frames, size)[:: size // 4]
+                sides.append(np.sqrt(np.abs(np.fft.rfft(frames * np.hanning(size + 1)[:-1])) ** 2 + 1e-8))
+            theirs, ours = sides
+            terms.append(
+                np.linalg.norm(theirs - ours) / np.linalg.norm(theirs) + np.mean(np.abs(np.log(theirs / ours)))
+            )
+        assert row.item() == pytest.approx(np.mean(terms), rel=1e-3)
+    assert multi_resolution_loss(clean, clean).abs().max() == 0
+
+
+@pytest.mark.parametrize("hop", [128, 256])
+def test_consistency_is_the_distance_to_the_stft_of_the_waveform(hop):
+    clean, noisy = pair()
+    frontend = Frontend(hop)
+    spectrum = frontend.stft(noisy)
+    assert consistency_loss(spectrum, frontend.istft(spectrum, noisy.shape[-1]), frontend).max() < 1e-9
+    masked = spectrum * torch.rand(spectrum.shape, generator=torch.Generator().manual_seed(0))
+    waveform = frontend.istft(masked, noisy.shape[-1])
+    expected = (masked - frontend.stft(waveform)).abs().square().mean((1, 2))
+    assert (expected > 1e-3).all()
+    torch.testing.assert_close(consistency_loss(masked, waveform, frontend), expected)
+    scaled = masked * (0.1 / noisy.square().mean(-1).sqrt())[:, None, None]
+    for_unit_rms = scaled / 0.1
+    loss = EnhancementLoss(LossConfig(**NONE | {"consistency": 2.0}), hop)
+    given = loss(waveform, clean, noisy, for_unit_rms)
+    gain = (0.1 / noisy.square().mean(-1).sqrt()).square()
+    assert given.item() == pytest.approx(2 * (expected * gain).mean().item(), rel=1e-4)
+
+
+def test_loudness_is_zwickers_law():
+    loudness = Loudness()
+    time = torch.arange(16_000) / 16_000
+    for decibel in (60.0, 79.0):
+        rms = 0.1 * 10 ** ((decibel - 79) / 20)
+        tone = (rms * 2**0.5 * torch.sin(2 * torch.pi * 1000 * time)).unsqueeze(0)
+        specific = loudness(tone)[0, :, 20]
+        band = specific.argmax().item()
+        assert band == int(26.81 * 1000 / 2960 - 0.53)  # the 1 kHz tone is in the ninth Bark
+        quiet = loudness.quiet[band].item()
+        assert quiet == pytest.approx(10**0.33, rel=0.15)  # about 3.3 dB SPL at 1 kHz
+        expected = (quiet / 0.5) ** 0.23 * ((0.5 + 0.5 * 10 ** (decibel / 10) / quiet) ** 0.23 - 1)
+        assert specific[band].item() == pytest.approx(expected, rel=0.02)
+    silence = loudness(torch.zeros(1, 16_000))
+    torch.testing.assert_close(silence[0, :, 0], (loudness.quiet / 0.5) ** 0.23 * (0.5**0.23 - 1))
+    clean, noisy = pair()
+    gain = 0.1 / noisy.square().mean(-1, keepdim=True).sqrt()
+    expected = (loudness(noisy * gain) - loudness(clean * gain)).abs().mean().item()
+    assert value(loudness=3.0) == pytest.approx(3 * expected, rel=1e-5)
+
+
 def test_silent_target_and_silent_estimate_have_finite_gradients():
     clean, noisy = pair()
     clean[0] = 0
-    loss = EnhancementLoss(LossConfig())
+    loss = EnhancementLoss(LossConfig(log_magnitude=1, multi_resolution=1, loudness=1))
     for estimate in (torch.zeros_like(noisy), clean.clone(), noisy.clone()):
         estimate.requires_grad_()
         total = loss(estimate, clean, noisy)

@@ -166,6 +166,19 @@ def test_a_random_mask_makes_no_peak_at_the_edges(hop):
         assert (masked.abs().amax(-1) <= 1.5 * signal.abs().amax(-1)).all(), length
 
 
+@pytest.mark.parametrize("hop", [128, 256])
+@pytest.mark.parametrize("length", [1, 700, 2048])
+def test_the_inverse_stft_has_the_gradient_of_torchs(hop, length):
+    frontend = Frontend(hop).double()
+    spectrum = frontend.stft(torch.randn(2, length, dtype=torch.float64)).requires_grad_()
+    weights = torch.randn(2, length, dtype=torch.float64)
+    theirs = torch.istft(spectrum, 512, hop, window=frontend.window, length=length + -length % hop)[:, :length]
+    gradients = [
+        torch.autograd.grad((x * weights).sum(), spectrum)[0] for x in (frontend.istft(spectrum, length), theirs)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
 def test_hop_that_is_not_supported():
     with pytest.raises(ValueError, match="hop must be"):
         Frontend(100)

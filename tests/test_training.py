@@ -7,18 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from conftest import SAMPLES, noise, voice
+from conftest import SAMPLES, noise
 
 from fastenh.cli import main
 from fastenh.models import checkpoint
+from fastenh.train import loop
 from fastenh.train.loop import Trainer, TrainingError
-from fastenh.train.recipe import load_recipe
+from fastenh.train.recipe import RecipeError, load_recipe
 from fastenh.train.sources import open_sources
 from fastenh.train.state import STATE, RunError, load_state
 
@@ -28,16 +30,6 @@ TINY = [
     "data.seconds=0.5", "data.batch_size=2", "run.steps_per_epoch=4", "run.epochs=3", "run.validation_pairs=2",
     "run.scored_pairs=1", "schedule.warmup_epochs=0.5", "schedule.decay_epochs=1", "run.ema=0.5",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    for folder, make in (("speech", voice), ("noise", noise)):
-        (root / folder).mkdir()
-        for index in range(3):
-            soundfile.write(root / folder / f"{index}.wav", make(24_000, seed=index), 16_000)
-    return root
 
 
 @pytest.fixture
@@ -103,6 +95,33 @@ def test_resuming_is_bit_for_bit_the_undisturbed_run(trainer, stop_at):
     assert a["plateau"] == b["plateau"]
 
 
+@pytest.mark.parametrize("where", ["_train_step", "_checkpoint", "save_state"])
+def test_a_killed_run_resumes_to_the_same_result(trainer, monkeypatch, where):
+    """Dead in the middle of the second epoch or of its end: what was written after the first one has to do."""
+    whole = trainer("whole")
+    whole.train()
+    killed = trainer("killed")
+    owner = loop if where == "save_state" else killed
+    original = getattr(owner, where)
+
+    def dying(*arguments):
+        if killed.step > 4:
+            raise SystemExit("killed")
+        return original(*arguments)
+
+    monkeypatch.setattr(owner, where, dying)
+    with pytest.raises(SystemExit):
+        killed.train()
+    monkeypatch.undo()
+    resumed = trainer("killed", resume=True)
+    assert resumed.step == 4
+    resumed.train()
+    for name in ("last", "best"):
+        ours, theirs = (tensors(r.folder / f"{name}.safetensors") for r in (resumed, whole))
+        for key in theirs:
+            assert torch.equal(ours[key], theirs[key]), key
+
+
 def test_time_is_up(trainer):
     run = trainer()
     assert run.train(max_minutes=0) == "time is up"
@@ -141,6 +160,67 @@ def test_the_best_starts_anew_where_losses_cannot_be_compared(trainer):
     assert trainer("run", "mixing.babble=0.5", resume=True).plateau.best == math.inf
 
 
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(trainer):
+    gradients = []
+    for parts in (1, 2, 4):
+        settings = ("data.batch_size=4", f"run.accumulate={parts}", "run.precision=float32", "config.dropout=0")
+        run = trainer(f"{parts}", *settings, "loss.multi_resolution=1", "loss.consistency=1", "loss.loudness=1")
+        run.model.eval()  # the statistics of a batch norm are those of the part: with running ones the rest shows
+        loss = run._backward(*run.sources.feed.batch(0))
+        gradients.append(torch.cat([loss.reshape(1), *(p.grad.flatten() for p in run.model.parameters())]))
+    for others in gradients[1:]:
+        assert (others - gradients[0]).norm() / gradients[0].norm() < 1e-4
+    with pytest.raises(RecipeError, match="cannot be cut into 3 equal parts"):
+        trainer("odd", "data.batch_size=4", "run.accumulate=3")
+
+
+def test_tensorboard_gets_the_figures_where_it_is_installed(trainer, monkeypatch):
+    drawn = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            drawn.append(folder)
+
+        def add_scalar(self, name, value, step):
+            drawn.append((name, step))
+
+        def flush(self):
+            pass
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run = trainer()
+    run.train()
+    assert drawn[0] == str(run.folder / "tensorboard")
+    assert {("epoch/valid_loss", 4), ("epoch/valid_loss", 8), ("epoch/valid_si_sdr", 12)} <= set(drawn[1:])
+
+
+def test_speed_and_finish_are_reported(trainer):
+    run = trainer("run", "run.epochs=10")
+    run.train()
+    first, second = (event for event in log_of(run) if event["kind"] == "step")
+    assert (first["step"], second["step"]) == (20, 40)
+    assert first["x_realtime"] == pytest.approx(first["clips_per_second"] * 0.5)
+    assert first["time_left"] > second["time_left"] == 0
+
+
+def test_profile_shows_where_a_step_goes(data, tmp_path):
+    folders = ["--clean", data / "speech", "--noise", data / "noise", "--device", "cpu", "--steps", "2"]
+    output = call("dpt-mix", *folders, *sets(), "-o", tmp_path / "trace.json", command="profile")
+    assert "x real time" in output
+    shares = {}
+    for part in ("data", "forward", "loss", "backward", "optimiser", "rest"):
+        (line,) = [line for line in output.splitlines() if f" {part} " in line]
+        shares[part] = float(line.split()[-3])
+    assert sum(shares.values()) == pytest.approx(100, abs=1)
+    assert min(shares.values()) >= 0
+    assert shares["backward"] > 5
+    names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
+    assert {"data", "forward", "backward"} <= names
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+
+
 def test_damaged_and_foreign_runs_are_refused(trainer):
     run = trainer()
     with pytest.raises(RunError, match="nothing to resume"):
@@ -162,8 +242,8 @@ def test_starting_from_a_checkpoint(trainer, tiny_checkpoint):
         trainer("other", f"run.init={tiny_checkpoint}", "config.channels=32")
 
 
-def call(*arguments, code=0):
-    result = CliRunner().invoke(main, ["train", *map(str, arguments)])
+def call(*arguments, code=0, command="train"):
+    result = CliRunner().invoke(main, [command, *map(str, arguments)])
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result.output

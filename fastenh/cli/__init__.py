@@ -12,6 +12,9 @@ _COMMANDS = {
     "enhance": "Take the noise out of files and folders.",
     "evaluate": "PESQ, STOI and SI-SDR against clean references.",
     "train": "Train a model on your own data.",
+    "data": "Unpack archives of recordings; pack recordings into one file.",
+    "profile": "Show where the time of a training step goes.",
+    "checkpoint": "Describe, convert and average checkpoints.",
     "models": "List the models: size, cost, what they are.",
     "info": "Show versions, devices and the backend that will run.",
 }

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import click
 
 from fastenh.audio.files import AudioError
+from fastenh.data.archives import ArchiveError
 from fastenh.data.pairs import PairError
 from fastenh.enhance.enhancer import DeviceError, EnhancementError
 from fastenh.enhance.job import JobError
@@ -16,11 +17,12 @@ from fastenh.models.checkpoint import CheckpointError
 from fastenh.models.registry import ModelError
 from fastenh.ops.backend import BackendError
 from fastenh.train.loop import TrainingError
+from fastenh.train.ranks import RankError
 from fastenh.train.recipe import RecipeError
 from fastenh.train.state import RunError
 
-_USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError)
-_FAILURES = (AudioError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
+_USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError, RankError)
+_FAILURES = (AudioError, ArchiveError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
 
 
 @contextmanager

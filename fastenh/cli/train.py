@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from fastenh.cli.errors import one_line
 from fastenh.enhance.enhancer import pick_device
 from fastenh.evaluate.metrics import DIGITS, LABELS
 from fastenh.models.registry import count_parameters
-from fastenh.train.loop import Event, Trainer
+from fastenh.train.journal import Event
+from fastenh.train.loop import Trainer
+from fastenh.train.ranks import joined
 from fastenh.train.recipe import load_recipe, shipped_recipes
 from fastenh.train.sources import open_sources
 from fastenh.train.state import claim
@@ -45,18 +48,20 @@ def command(
 ) -> None:
     """Train by RECIPE, a shipped one or a TOML file; checkpoints and log.jsonl go to the run's folder.
 
-    The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors.
+    The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors. On several devices:
+    torchrun --nproc-per-node 2 -m fastenh train ... (the batches are the same on any number of them).
     """
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    with one_line():
+    with one_line(), joined(pick_device(device)) as (share, target):
+        first = share.rank == 0
+        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not first)
         given = [f"data.{key}={json.dumps(value)}" for key, value in data.items() if value]
         recipe = load_recipe(recipe_name, [*given, *settings])
-        target = pick_device(device)
-        claim(folder, resume)
-        sources = open_sources(recipe)
+        if first:
+            claim(folder, resume)
+        sources = open_sources(recipe, target, share)
         for warning in sources.warnings:
             console.print(f"warning: {warning}")
-        trainer = Trainer(recipe, sources, folder, target, lambda event: _show(console, event, quiet))
+        trainer = Trainer(recipe, sources, folder, target, lambda event: _show(console, event, quiet), share)
         if resume and (changed := trainer.resume()):
             console.print(f"changed since the run began: {', '.join(changed)}")
         console.print(_opening(trainer, recipe.model, sources.description))
@@ -68,8 +73,9 @@ def _opening(trainer: Trainer, name: str, data: str) -> str:
     precision = str(trainer.autocast_dtype).removeprefix("torch.")
     steps = trainer.sources.feed.steps_per_epoch * trainer.recipe.run.epochs
     start = f", from step {trainer.step}" if trainer.step else ""
+    ranks = f"{trainer.share.ranks} x " if trainer.share.ranks > 1 else ""
     parameters = f"{count_parameters(trainer.model):,} parameters"
-    return f"{name}, {parameters}; {data}; {trainer.device}, {precision}; {steps} steps{start}"
+    return f"{name}, {parameters}; {data}; {ranks}{trainer.device.type}, {precision}; {steps} steps{start}"
 
 
 def _show(console: Console, event: Event, quiet: bool) -> None:
@@ -83,6 +89,7 @@ def _show(console: Console, event: Event, quiet: bool) -> None:
         console.print(f"{where}: skipped, {event['reason']} ({event['in_a_row']} in a row)")
     elif not quiet:
         loss = "none" if event["loss"] is None else f"{event['loss']:.4f}"
-        left = int(event["time_left"])
-        speed = f"{event['clips_per_second']:.1f} clips/s, {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        finish = datetime.now().astimezone() + timedelta(seconds=event["time_left"])
+        left = timedelta(seconds=round(event["time_left"]))
+        speed = f"{event['x_realtime']:.1f} x real time, {left} left (until {finish:%a %H:%M})"
         console.print(f"{where}: loss {loss}, lr {event['learning_rate']:.2e}, {speed}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -17,40 +19,70 @@ from fastenh.data.pairs import Pair, load_pair
 Batch = tuple[Tensor, Tensor]  # noisy, clean: float32 (B, L)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of every batch that one of several devices works on."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def of(self, batch: Sequence[int] | range) -> Sequence[int] | range:
+        """Raises ``ValueError`` for a batch that cannot be shared out evenly."""
+        size, rest = divmod(len(batch), self.ranks)
+        if rest:
+            raise ValueError(f"a batch of {len(batch)} cannot be shared out evenly to {self.ranks} devices")
+        return batch[self.rank * size : (self.rank + 1) * size]
+
+
 class Feed(Protocol):
     steps_per_epoch: int
+    device: torch.device  # on which batches are made
 
     def batch(self, step: int) -> Batch:
-        """Batch number ``step``."""
+        """Batch number ``step``, or this device's share of it."""
 
 
 class MixFeed:
     """Pairs mixed on the fly; an epoch is a number of steps."""
 
-    def __init__(self, mixer: Mixer, batch_size: int, steps_per_epoch: int) -> None:
+    def __init__(self, mixer: Mixer, batch_size: int, steps_per_epoch: int, share: Share | None = None) -> None:
         self.mixer, self.batch_size, self.steps_per_epoch = mixer, batch_size, steps_per_epoch
+        self.share = share or Share()
+        self.device = mixer.speech.device
 
     def batch(self, step: int) -> Batch:
-        first = step * self.batch_size
-        return _stack([self.mixer.pair(first + i) for i in range(self.batch_size)])
+        return self.mixer.pairs(self.share.of(range(step * self.batch_size, (step + 1) * self.batch_size)))
 
 
 class PairFeed:
     """Crops of recorded pairs; an epoch shows each pair once, in an order of its own.
 
-    Both sides of a pair are cut at one start, drawn once: two draws would pair speech with other speech.
+    Both sides of a pair are cut at one start, drawn once: two draws would pair speech with other speech. The last
+    batch of an epoch is filled up from the beginning of its order: batches of one size are shared out evenly, and need
+    no second compilation.
     """
 
-    def __init__(self, pairs: Sequence[Pair], batch_size: int, length: int, sample_rate: int, seed: int) -> None:
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        batch_size: int,
+        length: int,
+        sample_rate: int,
+        seed: int,
+        share: Share | None = None,
+    ) -> None:
         self.pairs, self.batch_size, self.length = pairs, batch_size, length
-        self.sample_rate, self.seed = sample_rate, seed
+        self.sample_rate, self.seed, self.share = sample_rate, seed, share or Share()
         self.steps_per_epoch = -(-len(pairs) // batch_size)
 
     def batch(self, step: int) -> Batch:
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
-        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
-        return _stack([self._crop(int(index), epoch) for index in chosen])
+        order = np.resize(order, self.steps_per_epoch * self.batch_size)
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size].tolist()
+        return _stack([self._crop(index, epoch) for index in self.share.of(chosen)])
 
     def _crop(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         noisy, clean, _ = load_pair(self.pairs[index], self.sample_rate)
@@ -62,7 +94,9 @@ class PairFeed:
 
 
 def prefetch(feed: Feed, first: int, workers: int = 2) -> Iterator[Batch]:
-    """Batches from number ``first`` on, made ahead of their use in threads."""
+    """Batches from number ``first`` on: made ahead of their use in threads, or queued on the device."""
+    if feed.device.type != "cpu":
+        yield from map(feed.batch, itertools.count(first))
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Batch]] = deque()
         step = first

@@ -1,17 +1,25 @@
-"""Noisy speech made on the fly: the pair number ``i`` of a seed is always the same pair."""
+"""Noisy speech made on the fly, a batch at a time, on the device that holds the corpora: the pair number ``i`` of a
+seed is always the same pair."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import soxr
+import torch
+from torch import Tensor
 
 from fastenh.data.corpus import Corpus
+from fastenh.data.degradations import FASTEST, clip, codec, equalise, low_pass, respeed
+from fastenh.data.draws import Draws
+from fastenh.data.filters import active_rms, convolve, frame_power, from_db, rms
 from fastenh.data.synthetic import synthetic_noise
 
-_FRAME = 320  # 20 ms at 16 kHz
 _EARLY = 800  # 50 ms: early reflections stay in the clean target, they help intelligibility
+_TRIES = 4
+_VOICES = 7
+_SPARSE = 8  # of so many samples one is looked at where a crop is chosen
 
 
 @dataclass(frozen=True)
@@ -28,144 +36,123 @@ class MixingConfig:
     synthetic_noise: float = 0.25
     band_limit: float = 0.08
     clipping: float = 0.03
+    codec: float = 0.03
     noise_only: float = 0.03
 
 
 class Mixer:
-    """Draws (noisy, clean) pairs from corpora of speech, noise and, if given, room responses."""
+    """Draws (noisy, clean) pairs from corpora of speech, noise and, if given, room responses, all on one device."""
 
     def __init__(
         self, config: MixingConfig, speech: Corpus, noise: Corpus, rooms: Corpus | None, length: int, seed: int
     ) -> None:
-        self.config, self.speech, self.noise, self.rooms = config, speech, noise, rooms
+        self.config, self.speech, self.noise = config, speech, noise
         self.sample_rate, self.length, self.seed = speech.sample_rate, length, seed
-        lengths = np.array([r.size for r in speech.recordings], dtype=np.float64)
-        self._speech_odds = lengths / lengths.sum()
-        lengths = np.sqrt([r.size for r in noise.recordings])  # long recordings more often, but not in proportion
-        self._noise_odds = lengths / lengths.sum()
+        self._responses = None if rooms is None else _room_responses(rooms).to(speech.device)
+        self._speech_odds = _cumulative(speech.sizes)
+        self._noise_odds = _cumulative(noise.sizes.sqrt())  # long recordings more often, but not in proportion
 
-    def pair(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """(noisy, clean), each float32 (length,)."""
-        rng = np.random.default_rng([self.seed, index])
+    def pairs(self, examples: Sequence[int] | range) -> tuple[Tensor, Tensor]:
+        """(noisy, clean), each float32 (B, length): the pairs of these numbers."""
         config = self.config
-        dry = self._draw_speech(rng)
-        level = active_rms(dry)
-        gain = _from_db(rng.uniform(*config.level_db)) / max(level, 1e-5)
-        speech, clean = self._in_room(rng, dry * gain)
-        noise = self._draw_noise(rng)
-        ratio = active_rms(speech) / max(_rms(noise), 1e-6)
-        noise = noise * (ratio * _from_db(-rng.uniform(*config.snr_db)))
-        if rng.random() < config.noise_only:
-            speech, clean = np.zeros_like(speech), np.zeros_like(clean)
-        noisy = speech + noise
-        if rng.random() < config.band_limit:
-            response = _low_pass(rng, self.length, self.sample_rate)
-            noisy, clean = _filter(noisy, response), _filter(clean, response)
-        if rng.random() < config.clipping:
-            ceiling = np.abs(noisy).max() * rng.uniform(0.25, 0.9)
-            noisy = np.clip(noisy, -ceiling, ceiling)
-        return noisy.astype(np.float32), clean.astype(np.float32)
+        draws = Draws.of(self.seed, examples, self.speech.device)
+        speech, clean = self._draw_speech(draws).unbind(1)
+        noise = self._draw_noise(draws)
+        ratio = active_rms(speech) / rms(noise).clamp_min(1e-6)
+        noise = noise * (ratio * from_db(-draws.uniform(*config.snr_db, 1).float()))
+        heard = ~draws.chance(config.noise_only)[:, None]
+        both = torch.stack([speech * heard + noise, clean * heard], 1)
+        limited = draws.chance(config.band_limit)
+        both = draws.on_rows(limited, lambda draws, x: low_pass(draws, x, self.sample_rate), both)
+        noisy, clean = both.unbind(1)
+        noisy = draws.on_rows(draws.chance(config.clipping), clip, noisy)
+        noisy = draws.on_rows(draws.chance(config.codec), codec, noisy)
+        return noisy.contiguous(), clean.contiguous()
 
-    def _draw_speech(self, rng: np.random.Generator) -> np.ndarray:
-        index = rng.choice(len(self.speech), p=self._speech_odds)
-        factor = rng.uniform(0.88, 1.14) if rng.random() < self.config.speed else 1.0
-        crop = self._active_crop(rng, index, int(np.ceil(self.length * factor)) + 1)
-        if factor != 1.0:
-            crop = soxr.resample(crop, self.sample_rate * factor, self.sample_rate, quality="MQ")
-        crop = np.pad(crop, (0, max(0, self.length - crop.size)))[: self.length]
-        if rng.random() < self.config.equaliser:
-            crop = _filter(crop, _random_equaliser(rng, self.length))
-        return crop
+    def _draw_speech(self, draws: Draws) -> Tensor:
+        """(B, 2, L): what the microphone hears of the speech, and the target with the early reflections alone."""
+        config = self.config
+        dry = draws.on_rows(draws.chance(config.speed), respeed, self._active_crop(draws))[:, : self.length]
+        dry = draws.on_rows(draws.chance(config.equaliser), equalise, dry)
+        dry = dry * (from_db(draws.uniform(*config.level_db, 1).float()) / active_rms(dry).clamp_min(1e-5))
+        both = torch.stack([dry, dry], 1)
+        if self._responses is None:
+            return both
+        return draws.on_rows(draws.chance(config.reverberation), self._in_room, both)
 
-    def _active_crop(self, rng: np.random.Generator, index: int, length: int) -> np.ndarray:
-        """The first of a few random crops in which speech goes on for at least half of the time."""
-        size = self.speech.recordings[index].size
-        for _ in range(4):
-            crop = self.speech.crop(index, int(rng.integers(max(1, size - length + 1))), min(length, size))
-            power = _frame_power(crop)
-            if np.mean(power > 1e-3 * power.max(initial=0.0)) >= 0.5 and power.max(initial=0.0) > 1e-8:
-                break
-        return np.pad(crop, (0, length - crop.size))
+    def _active_crop(self, draws: Draws) -> Tensor:
+        """The first of a few random crops in which speech goes on for at least half of the time; a little longer than
+        the pair, since it may be played faster."""
+        index = _pick(draws, self._speech_odds)
+        tries = index[:, None].expand(-1, _TRIES)
+        starts = draws.integers(0, (self.speech.sizes[tries] - self.length + 1).clamp_min(1), _TRIES)
+        steps = torch.arange(math.ceil(self.length * FASTEST), device=draws.device)
+        power = frame_power(self.speech.at(tries, starts[..., None] + steps[: self.length : _SPARSE]), _SPARSE)
+        loudest = power.amax(-1, keepdim=True)
+        active = (power > 1e-3 * loudest).float().mean(-1) >= 0.5
+        start = _first(active & (loudest[..., 0] > 1e-8), starts)
+        return self.speech.at(index, start[:, None] + steps)
 
-    def _in_room(self, rng: np.random.Generator, dry: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(speech as the microphone hears it, target with the early reflections alone)."""
-        if self.rooms is None or rng.random() >= self.config.reverberation:
-            return dry, dry
-        response = self.rooms[int(rng.integers(len(self.rooms)))]
-        response = response[int(np.abs(response).argmax()) :]  # direct sound at 0: speech and target stay aligned
-        response = response / np.sqrt(np.square(response).sum())
-        return _convolve(dry, response), _convolve(dry, response[:_EARLY])
+    def _in_room(self, draws: Draws, both: Tensor) -> Tensor:
+        response = self._responses[draws.integers(0, len(self._responses))]
+        return torch.stack([convolve(both[:, 0], response), convolve(both[:, 1], response[:, :_EARLY])], 1)
 
-    def _draw_noise(self, rng: np.random.Generator) -> np.ndarray:
-        noise = self._one_noise(rng)
-        if rng.random() < self.config.second_noise:
-            other = self._one_noise(rng)
-            noise = noise / max(_rms(noise), 1e-6)
-            noise = noise + other * (_from_db(rng.uniform(-12, 0)) / max(_rms(other), 1e-6))
-        return noise
+    def _draw_noise(self, draws: Draws) -> Tensor:
+        return draws.on_rows(draws.chance(self.config.second_noise), self._add_noise, self._one_noise(draws))
 
-    def _one_noise(self, rng: np.random.Generator) -> np.ndarray:
-        kind = rng.random()
-        if kind < self.config.babble:
-            return self._babble(rng)
-        if kind < self.config.babble + self.config.synthetic_noise:
-            return synthetic_noise(rng, self.length, self.sample_rate)
-        for _ in range(4):
-            index = rng.choice(len(self.noise), p=self._noise_odds)
-            crop = self.noise.crop(index, int(rng.integers(self.noise.recordings[index].size)), self.length)
-            if _rms(crop) > 1e-4:
-                break
-        if rng.random() < self.config.equaliser:
-            crop = _filter(crop, _random_equaliser(rng, self.length))
-        return crop
+    def _add_noise(self, draws: Draws, noise: Tensor) -> Tensor:
+        other = self._one_noise(draws)
+        gain = from_db(draws.uniform(-12, 0, 1).float()) / rms(other).clamp_min(1e-6)
+        return noise / rms(noise).clamp_min(1e-6) + other * gain
 
-    def _babble(self, rng: np.random.Generator) -> np.ndarray:
-        voices = np.zeros(self.length, dtype=np.float32)
-        for _ in range(int(rng.integers(3, 8))):
-            index = rng.choice(len(self.speech), p=self._speech_odds)
-            voice = self.speech.crop(index, int(rng.integers(self.speech.recordings[index].size)), self.length)
-            voices += voice * (_from_db(rng.uniform(-6, 6)) / max(_rms(voice), 1e-4))
-        return voices
+    def _one_noise(self, draws: Draws) -> Tensor:
+        kind = draws.uniform()
+        babble, synthetic = self.config.babble, self.config.babble + self.config.synthetic_noise
+        noise = draws.on_rows(draws.chance(self.config.equaliser), equalise, self._recorded_noise(draws))
+        noise = draws.on_rows(kind < babble, self._babble, noise)
+        chosen = (kind >= babble) & (kind < synthetic)
+        return draws.on_rows(chosen, lambda draws, _: synthetic_noise(draws, self.length, self.sample_rate), noise)
+
+    def _recorded_noise(self, draws: Draws) -> Tensor:
+        """The first of a few crops that is not silent."""
+        index = _pick(draws, self._noise_odds, _TRIES)
+        starts = draws.integers(0, self.noise.sizes[index], _TRIES)
+        sparse = torch.arange(0, self.length, _SPARSE, device=draws.device)
+        size = self.noise.sizes[index][..., None]
+        heard = rms(self.noise.at(index, (starts[..., None] + sparse) % size))[..., 0] > 1e-4
+        return self.noise.wrapped(_first(heard, index), _first(heard, starts), self.length)
+
+    def _babble(self, draws: Draws, noise: Tensor) -> Tensor:
+        index = _pick(draws, self._speech_odds, _VOICES)
+        voices = self.speech.wrapped(index, draws.integers(0, self.speech.sizes[index], _VOICES), self.length)
+        count = draws.integers(3, _VOICES + 1)
+        present = torch.arange(_VOICES, device=draws.device) < count[:, None]
+        gains = from_db(draws.uniform(-6, 6, _VOICES).float()) * present / rms(voices)[..., 0].clamp_min(1e-4)
+        return torch.einsum("bv,bvl->bl", gains, voices)
 
 
-def active_rms(x: np.ndarray) -> float:
-    """RMS over the 20 ms frames within 30 dB of the loudest: the level of the speech, pauses left out."""
-    power = _frame_power(x)
-    active = power[power >= 1e-3 * power.max(initial=0.0)]
-    return float(np.sqrt(active.mean())) if active.size else 0.0
+def _cumulative(weights: Tensor) -> Tensor:
+    total = weights.double().cumsum(0)
+    return total / total[-1]
 
 
-def _frame_power(x: np.ndarray) -> np.ndarray:
-    frames = x[: x.size // _FRAME * _FRAME].reshape(-1, _FRAME)
-    return np.square(frames).mean(axis=1)
+def _pick(draws: Draws, odds: Tensor, *shape: int) -> Tensor:
+    """int64 (B, *shape): numbers of recordings, by cumulative odds."""
+    return torch.searchsorted(odds, draws.uniform(0.0, 1.0, *shape), right=True).clamp_max(len(odds) - 1)
 
 
-def _rms(x: np.ndarray) -> float:
-    return float(np.sqrt(np.square(x).mean()))
+def _first(good: Tensor, values: Tensor) -> Tensor:
+    """(B,): of the (B, tries) values the first good one, the last where none is."""
+    last = torch.ones_like(good[:, :1])
+    choice = torch.cat([good[:, :-1], last], 1).int().argmax(1, keepdim=True)
+    return values.gather(1, choice)[:, 0]
 
 
-def _from_db(db: float) -> float:
-    return 10.0 ** (db / 20.0)
-
-
-def _convolve(x: np.ndarray, response: np.ndarray) -> np.ndarray:
-    size = x.size + response.size - 1
-    return np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(response, size), size)[: x.size]
-
-
-def _filter(x: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Zero-phase filter by the gains ``response`` (length // 2 + 1,): speech and target stay aligned."""
-    return np.fft.irfft(np.fft.rfft(x) * response, x.size)
-
-
-def _random_equaliser(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Gains on a smooth random curve of +-8 dB over the octaves."""
-    octaves = np.linspace(0, 1, 7)
-    position = np.log2(np.linspace(1, 128, length // 2 + 1)) / 7
-    return 10.0 ** (np.interp(position, octaves, rng.uniform(-8, 8, octaves.size)) / 20)
-
-
-def _low_pass(rng: np.random.Generator, length: int, sample_rate: int) -> np.ndarray:
-    frequencies = np.fft.rfftfreq(length, 1 / sample_rate)
-    edge = rng.uniform(3000, 7000)
-    return 1 / (1 + np.exp(np.clip((frequencies - edge) / 60, -50, 50)))
+def _room_responses(rooms: Corpus) -> Tensor:
+    """(rooms, longest), each of energy 1 with its direct sound at 0: speech and target stay aligned."""
+    responses = []
+    for index in range(len(rooms)):
+        response = torch.from_numpy(rooms.recording(index)).float()
+        response = response[int(response.abs().argmax()) :]
+        responses.append(response / response.square().sum().sqrt().clamp_min(1e-9))
+    return torch.nn.utils.rnn.pad_sequence(responses, batch_first=True)

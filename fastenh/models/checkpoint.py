@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -81,6 +82,27 @@ def load(source: str | Path) -> tuple[SpectralModel, Checkpoint]:
             raise CheckpointError(f"{path}: tensor {key} has the shape {shapes}")
     model.core.load_state_dict(checkpoint.tensors)  # fp16 is widened to the module's fp32
     return model.eval(), checkpoint
+
+
+def average(sources: Sequence[str | Path]) -> tuple[SpectralModel, Checkpoint]:
+    """The mean of the floating-point tensors of several checkpoints; what counts is taken from the first.
+
+    Raises ``CheckpointError`` where they are not of one model and configuration.
+    """
+    loaded = [load(source) for source in sources]
+    model, first = loaded[0]
+    for source, (_, other) in zip(sources[1:], loaded[1:], strict=True):
+        if (other.name, other.config) != (first.name, first.config):
+            raise CheckpointError(f"{source}: not of the model and configuration of {sources[0]}")
+    states = [other.core.state_dict() for other, _ in loaded]
+    mean = {
+        key: torch.stack([state[key].double() for state in states]).mean(0).to(value.dtype)
+        for key, value in states[0].items()
+        if value.is_floating_point()
+    }
+    model.core.load_state_dict({**states[0], **mean})
+    training = {"average_of": [{"sha256": other.sha256, "training": other.training} for _, other in loaded]}
+    return model, dataclasses.replace(first, training=training)
 
 
 def locate(source: str | Path) -> Path:

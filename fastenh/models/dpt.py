@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastenh import ops
+from fastenh.models.batch_norm import moments_of_all, processes
 from fastenh.models.blocks import AxisLayer, fold_batch_norm, initialise
 
 
@@ -69,9 +70,9 @@ class DPT(nn.Module):
     def _batch_moments(self, z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
         """Of the decoder's convolution without its bias; the running ones follow."""
         norm = self.decoder_norm
-        mean, var = ops.upsampled_moments(z, bins)
+        mean, var = moments_of_all(*ops.upsampled_moments(z, bins))
         with torch.no_grad():
-            count = z.shape[0] * z.shape[1] * bins
+            count = processes() * z.shape[0] * z.shape[1] * bins
             norm.running_mean.lerp_(mean + self.decoder.bias, norm.momentum)
             norm.running_var.lerp_(var * (count / max(count - 1, 1)), norm.momentum)
             norm.num_batches_tracked += 1

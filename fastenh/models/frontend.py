@@ -75,6 +75,10 @@ class SpectralModel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, L) at 16 kHz, any L >= 1 -> (B, L), level kept."""
+        return self.with_spectrum(waveform)[0]
+
+    def with_spectrum(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """The enhanced waveform, and the spectrum (B, 257, T) it was made of, for a waveform scaled to an RMS of 1."""
         scaled, rms = normalise_level(waveform)
         spectrum = self.core(self.frontend.stft(scaled))
-        return self.frontend.istft(spectrum, waveform.shape[-1]) * rms
+        return self.frontend.istft(spectrum, waveform.shape[-1]) * rms, spectrum

@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
-from fastenh.data.feed import prefetch
+from fastenh.data.feed import Batch, Share, prefetch
 from fastenh.models import checkpoint
+from fastenh.models.batch_norm import join_batch_norms
 from fastenh.models.frontend import SpectralModel
 from fastenh.ops import backend
+from fastenh.train.journal import Event, Journal
 from fastenh.train.losses import EnhancementLoss
 from fastenh.train.memory import keep_freed_memory
+from fastenh.train.ranks import agree, average_gradients, from_first
 from fastenh.train.recipe import Recipe, to_values
 from fastenh.train.schedule import Plateau, learning_rate_share
 from fastenh.train.setup import average_weights, initial_model, make_optimiser, pick_precision, training_summary
@@ -31,8 +35,6 @@ from fastenh.train.validation import validate
 _MAX_BAD_STEPS = 10  # in a row
 _LOG_STEPS = 20
 _SEED_STRIDE = 1_000_003  # a prime: the seeds of the steps of two runs do not meet
-
-Event = dict[str, Any]
 
 
 class TrainingError(RuntimeError):
@@ -45,6 +47,9 @@ class Trainer:
     RUN/log.jsonl gets every event; RUN/last.safetensors and RUN/best.safetensors are checkpoints for use,
     RUN/state.pt is what ``resume`` goes on from: with the same recipe and data, on the CPU, bit for bit as if the
     run had never stopped. Raises ``RunError`` where the folder holds another model.
+
+    With several processes (``ranks.joined``) each works on its ``share`` of every batch; the first one alone validates
+    and writes.
     """
 
     def __init__(
@@ -54,12 +59,16 @@ class Trainer:
         folder: Path,
         device: torch.device,
         on_event: Callable[[Event], None] = lambda event: None,
+        share: Share | None = None,
     ) -> None:
         self.recipe, self.sources, self.folder, self.device = recipe, sources, folder, device
-        self.on_event = on_event
+        self.share = share or Share()
+        self.journal = Journal(folder, on_event) if self.share.rank == 0 else None
         torch.manual_seed(recipe.data.seed)
         self.model = initial_model(recipe).to(device)
-        self.loss = EnhancementLoss(recipe.loss).to(device)
+        if self.share.ranks > 1:
+            join_batch_norms(self.model)
+        self.loss = EnhancementLoss(recipe.loss, self.model.frontend.hop).to(device)
         self.optimiser = make_optimiser(self.model, recipe.optimiser)
         self.ema = average_weights(self.model, recipe.run.ema)
         self.plateau = Plateau()
@@ -103,6 +112,8 @@ class Trainer:
     def _save(self) -> None:
         now = time.monotonic()
         self.seconds, self._began = self.seconds + now - self._began, now
+        if self.share.rank > 0:
+            return
         save_state(
             self.folder,
             {
@@ -140,44 +151,64 @@ class Trainer:
         with _interrupts(self._stop), closing(prefetch(self.sources.feed, self.step)) as batches:
             meter = Meter()
             while self.step < per_epoch * epochs:
-                loss = self._train_step(next(batches))
-                self.step += 1
-                meter.add(loss, self.recipe.data.batch_size)
+                meter.add(self.advance(batches), self.recipe.data.batch_size)
                 if self.step % _LOG_STEPS == 0:
-                    self._emit("step", **meter.read(), time_left=self._time_left(meter, deadline))
+                    self._emit("step", **self._speed(meter, deadline))
                 if self.step % per_epoch == 0 and self._end_epoch():
                     return "early stopping"
-                if self._stop.is_set() or time.monotonic() >= deadline:
+                if agree(self._stop.is_set() or time.monotonic() >= deadline, self.device):
                     self._save()
                     return "interrupted" if self._stop.is_set() else "time is up"
         self._save()
         return "finished"
 
-    def _train_step(self, batch: tuple[Tensor, Tensor]) -> float:
+    def advance(self, batches: Iterator[Batch]) -> float:
+        """One step on the next batch; returns the loss, NaN where the step was skipped."""
+        with record_function("data"):
+            batch = next(batches)
+        loss = self._train_step(batch)
+        self.step += 1
+        return loss
+
+    def _train_step(self, batch: Batch) -> float:
         recipe = self.recipe
-        # Dropout draws by step, not by history: a resumed run draws what it would have drawn.
-        torch.manual_seed(recipe.data.seed * _SEED_STRIDE + self.step)
-        noisy, clean = (side.to(self.device, non_blocking=True) for side in batch)
+        # Dropout draws by step and process, not by history: a resumed run draws what it would have drawn.
+        number = self.step * self.share.ranks + self.share.rank
+        torch.manual_seed(recipe.data.seed * _SEED_STRIDE + number)
         share = learning_rate_share(recipe.schedule, self.step, self.sources.feed.steps_per_epoch, recipe.run.epochs)
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.optimiser.learning_rate * share * self.plateau.share
         self.model.train()
         statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms: a bad step spoils them
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype != torch.float32):
-            enhanced = self.model(noisy)
-        loss = self.loss(enhanced.float(), clean, noisy)
         self.optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimiser.clip)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            for buffer, value in zip(self.model.buffers(), statistics, strict=True):
-                buffer.copy_(value)
-            return self._skip_step()
-        self.bad_steps = 0
-        self.optimiser.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
+        loss = self._backward(*(side.to(self.device, non_blocking=True) for side in batch))
+        with record_function("optimiser"):
+            loss = average_gradients(list(self.model.parameters()), loss)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimiser.clip)
+            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                for buffer, value in zip(self.model.buffers(), statistics, strict=True):
+                    buffer.copy_(value)
+                return self._skip_step()
+            self.bad_steps = 0
+            self.optimiser.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
         return loss.item()
+
+    def _backward(self, noisy: Tensor, clean: Tensor) -> Tensor:
+        """Gradients of the mean loss of the batch, which goes through the model in ``run.accumulate`` parts."""
+        parts = self.recipe.run.accumulate
+        total = torch.zeros((), device=self.device)
+        mixed = self.autocast_dtype != torch.float32
+        for part, target in zip(noisy.chunk(parts), clean.chunk(parts), strict=True):
+            with record_function("forward"), torch.autocast(self.device.type, self.autocast_dtype, enabled=mixed):
+                enhanced, spectrum = self.model.with_spectrum(part)
+            with record_function("loss"):
+                loss = self.loss(enhanced.float(), target, part, spectrum) / parts
+            with record_function("backward"):
+                loss.backward()
+            total += loss.detach()
+        return total
 
     def _skip_step(self) -> float:
         self.bad_steps += 1
@@ -192,30 +223,30 @@ class Trainer:
     def _end_epoch(self) -> bool:
         """Validate, keep the best, save. True where early stopping ends the run."""
         recipe = self.recipe
-        values = validate(self._judged(), self.loss, self.sources.validation, recipe.run.scored_pairs, self.device)
+        values = from_first(self._validate() if self.share.rank == 0 else None)
         best = self.plateau.update(values["loss"], recipe.schedule)
         self._emit("epoch", best=best, **{f"valid_{key}": value for key, value in values.items()})
-        if best:
+        if best and self.share.rank == 0:
             self._checkpoint("best", values)
         self._save()
         return bool(recipe.run.early_stop) and self.plateau.idle >= recipe.run.early_stop
 
-    def _time_left(self, meter: Meter, deadline: float) -> float:
-        steps = self.sources.feed.steps_per_epoch * self.recipe.run.epochs - self.step
-        return min(steps * meter.seconds_per_step, deadline - time.monotonic())
+    def _validate(self) -> dict[str, float]:
+        with record_function("validation"):
+            scored = self.recipe.run.scored_pairs
+            return validate(self._judged(), self.loss, self.sources.validation, scored, self.device)
+
+    def _speed(self, meter: Meter, deadline: float) -> dict[str, float | None]:
+        values = meter.read()
+        left = self.sources.feed.steps_per_epoch * self.recipe.run.epochs - self.step
+        seconds = min(left * meter.seconds_per_step, deadline - time.monotonic())
+        return {**values, "x_realtime": values["clips_per_second"] * self.recipe.data.seconds, "time_left": seconds}
 
     def _emit(self, kind: str, **values: Any) -> None:
-        per_epoch = self.sources.feed.steps_per_epoch
-        event = {
-            "kind": kind,
-            "step": self.step,
-            "epoch": -(-self.step // per_epoch),
-            "learning_rate": self.optimiser.param_groups[0]["lr"],
-            **values,
-        }
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(event) + "\n")
-        self.on_event(event)
+        if self.journal is not None:
+            epoch = -(-self.step // self.sources.feed.steps_per_epoch)
+            rate = self.optimiser.param_groups[0]["lr"]
+            self.journal.write({"kind": kind, "step": self.step, "epoch": epoch, "learning_rate": rate, **values})
 
 
 class Meter:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastenh.models.frontend import Frontend
+from fastenh.models.frontend import BINS, N_FFT, SAMPLE_RATE, Frontend
 
 _LEVEL = 0.1  # RMS of the noisy waveform inside the loss; the term weights are meant for it
 _EPS = 1e-8
+_RESOLUTIONS = (256, 512, 1024)  # samples
+_LISTENING_DB = 79.0
+_ZWICKER = 0.23
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,10 @@ class LossConfig:
     compressed_magnitude: float = 70.0
     compressed_complex: float = 30.0
     si_sdr: float = 1.0
-    compression: float = 0.3
+    multi_resolution: float = 0.0
+    consistency: float = 0.0
+    loudness: float = 0.0
+    compression: float = 0.3  # the power of the compressed spectra
 
 
 def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
@@ -32,6 +38,67 @@ def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
     return -torch.log10((target.square().sum(-1) + _EPS) / (noise.square().sum(-1) + _EPS))
 
 
+def multi_resolution_loss(estimate: Tensor, clean: Tensor) -> Tensor:
+    """(B,): spectral convergence and the L1 distance of log magnitudes, mean over three resolutions of the STFT.
+
+    Yamamoto et al. 2020, "Parallel WaveGAN", equations 4 to 6, with windows of 16, 32 and 64 ms and a quarter as hop.
+    """
+    total = estimate.new_zeros(estimate.shape[0])
+    for size in _RESOLUTIONS:
+        ours, theirs = (_magnitude(x, size) for x in (estimate, clean))
+        convergence = (theirs - ours).norm(dim=(1, 2)) / theirs.norm(dim=(1, 2)).clamp_min(_EPS)
+        total = total + convergence + (ours.log() - theirs.log()).abs().mean((1, 2))
+    return total / len(_RESOLUTIONS)
+
+
+def _magnitude(waveform: Tensor, size: int) -> Tensor:
+    window = torch.hann_window(size, dtype=waveform.dtype, device=waveform.device)
+    spectrum = torch.stft(waveform, size, size // 4, window=window, pad_mode="constant", return_complex=True)
+    return (torch.view_as_real(spectrum).square().sum(-1) + _EPS).sqrt()
+
+
+def consistency_loss(spectrum: Tensor, waveform: Tensor, frontend: Frontend) -> Tensor:
+    """(B,): mean squared distance between a masked spectrum and the STFT of the waveform it became.
+
+    0 where the spectrum is one that a waveform can have (Le Roux et al. 2008, "Explicit consistency constraints for
+    STFT spectrograms"; Wisdom et al. 2019, "Differentiable consistency constraints for improved deep speech
+    enhancement").
+    """
+    difference = torch.view_as_real(spectrum - frontend.stft(waveform))
+    return difference.square().sum(-1).mean((1, 2))
+
+
+class Loudness(nn.Module):
+    """Specific loudness in Bark bands, as in PESQ (ITU-T P.862): Zwicker's law over the threshold in quiet.
+
+    N = (P0 / 0.5)^0.23 ((0.5 + 0.5 P / P0)^0.23 - 1), P the power in the band and P0 that of the threshold in quiet
+    (Terhardt 1979), both relative to 0 dB SPL; an RMS of 0.1 is taken as 79 dB SPL, the listening level of P.862.
+    Bands of 1 Bark (Traunmueller 1990, "Analytical expressions for the tonotopic sensory scale").
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        hertz = torch.linspace(0, SAMPLE_RATE / 2, BINS, dtype=torch.float64)
+        bark = (26.81 * hertz / (1960 + hertz) - 0.53).clamp_min(0.0)
+        bands = torch.arange(int(bark[-1]) + 1)
+        members = (bark.long() == bands.unsqueeze(1)).double()
+        centre = (members @ hertz / members.sum(1)).clamp_min(20.0) / 1000
+        quiet = 3.64 * centre**-0.8 - 6.5 * torch.exp(-0.6 * (centre - 3.3) ** 2) + 1e-3 * centre**4
+        self.frontend = Frontend()
+        one_sided = torch.full((BINS,), 2.0, dtype=torch.float64)
+        one_sided[0] = one_sided[-1] = 1.0
+        scale = 10.0 ** (_LISTENING_DB / 10) / _LEVEL**2 / (N_FFT * self.frontend.window.double().square().sum())
+        self.register_buffer("bands", (members * one_sided * scale).float(), persistent=False)
+        self.register_buffer("quiet", (10.0 ** (quiet / 10)).float(), persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(B, L) at the level of the loss -> (B, bands, T)."""
+        power = torch.view_as_real(self.frontend.stft(waveform)).square().sum(-1)
+        quiet = self.quiet.to(power.dtype).unsqueeze(-1)
+        ratio = 0.5 + 0.5 * (self.bands.to(power.dtype) @ power) / quiet
+        return (quiet / 0.5) ** _ZWICKER * (ratio**_ZWICKER - 1)
+
+
 def _compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
     """|S|^p, and S |S|^(p - 1) as real pairs; finite gradients at 0."""
     pairs = torch.view_as_real(spectrum)
@@ -40,30 +107,40 @@ def _compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
 
 
 class EnhancementLoss(nn.Module):
-    """Weighted sum of the terms of ``LossConfig``.
+    """Weighted sum of the terms of ``LossConfig``, each a mean over the clips.
 
     - log_magnitude: L1 between log1p|S| (the origin's loss)
     - compressed_magnitude, compressed_complex: mean squared error of power-law compressed spectra
       (Braun and Tashev 2021, "A consolidated view of loss functions for supervised deep learning-based speech
       enhancement")
-    - si_sdr: negative SI-SDR in bel; pairs whose clean side is silent are left out
+    - si_sdr: negative SI-SDR in bel; clips whose clean side is silent count as 0
+    - multi_resolution: ``multi_resolution_loss``; clips whose clean side is silent count as 0
+    - consistency: ``consistency_loss`` of the spectrum that the model's mask left, where it is given
+    - loudness: L1 between the specific loudness of both (``Loudness``)
     """
 
-    def __init__(self, config: LossConfig) -> None:
+    def __init__(self, config: LossConfig, hop: int = 256) -> None:
+        """hop: of the model whose spectrum ``consistency`` sees."""
         super().__init__()
         self.config = config
-        self.frontend = Frontend()
+        self.frontend, self.model_frontend = Frontend(), Frontend(hop)
+        self.loudness = Loudness() if config.loudness else None
 
-    def forward(self, estimate: Tensor, clean: Tensor, noisy: Tensor) -> Tensor:
-        """Three (B, L) waveforms -> scalar."""
+    def forward(self, estimate: Tensor, clean: Tensor, noisy: Tensor, spectrum: Tensor | None = None) -> Tensor:
+        """Three (B, L) waveforms -> scalar. spectrum: (B, 257, T) that became ``estimate``, for a noisy RMS of 1."""
         config = self.config
         gain = _LEVEL / noisy.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
         estimate, clean = estimate * gain, clean * gain
+        speech = (clean.abs().amax(-1) > 0).float()
         loss = estimate.new_zeros(())
         if config.si_sdr:
-            speech = (clean.abs().amax(-1) > 0).float()
-            terms = si_sdr_loss(estimate, clean) * speech
-            loss = loss + config.si_sdr * terms.sum() / speech.sum().clamp_min(1)
+            loss = loss + config.si_sdr * (si_sdr_loss(estimate, clean) * speech).mean()
+        if config.multi_resolution:
+            loss = loss + config.multi_resolution * (multi_resolution_loss(estimate, clean) * speech).mean()
+        if config.consistency and spectrum is not None:
+            loss = loss + config.consistency * consistency_loss(spectrum * _LEVEL, estimate, self.model_frontend).mean()
+        if self.loudness is not None:
+            loss = loss + config.loudness * (self.loudness(estimate) - self.loudness(clean)).abs().mean()
         return loss + self._spectral(self.frontend.stft(estimate), self.frontend.stft(clean))
 
     def _spectral(self, estimate: Tensor, clean: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class RunConfig:
     epochs: int = 30
     steps_per_epoch: int = 100  # of mixed data; an epoch of pairs shows each pair once
     early_stop: int = 0  # epochs without progress before the end; 0 for never
+    accumulate: int = 1  # parts that a batch passes through the model in: less memory, the same gradient
     ema: float = 0.0  # decay per step of the averaged weights that are validated and kept; 0 for none
     init: str = ""  # a shipped model or a checkpoint to start from
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -110,7 +111,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
     sections = {f.name: get_type_hints(Recipe)[f.name] for f in dataclasses.fields(Recipe) if f.name != "model"}
     sections["config"] = config
     parts: dict[str, Any] = {}
-    counts = {"data": ("seconds", "batch_size"), "run": ("epochs", "steps_per_epoch", "validation_pairs")}
+    counts = {"data": ("seconds", "batch_size"), "run": ("epochs", "steps_per_epoch", "validation_pairs", "accumulate")}
     for key, value in values.items():
         if key == "model":
             continue
@@ -131,19 +132,28 @@ def to_values(recipe: Recipe) -> dict[str, Any]:
 
 
 def _apply(values: dict[str, Any], setting: str) -> None:
-    name, equals, text = setting.partition("=")
-    *sections, key = name.strip().split(".")
-    if not equals or not key or len(sections) > 1:
+    name, value = parse_setting(setting)
+    *sections, key = name.split(".")
+    if len(sections) > 1:
         raise RecipeError(f"--set {setting}: must read section.key=value")
     table = values
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
             raise RecipeError(f"--set {setting}: {section} is no section")
+    table[key] = value
+
+
+def parse_setting(setting: str) -> tuple[str, Any]:
+    """("section.key", value) of "section.key=value", the value as in TOML. Raises ``RecipeError``."""
+    name, equals, text = setting.partition("=")
+    name = name.strip()
+    if not equals or not name or name.endswith("."):
+        raise RecipeError(f"--set {setting}: must read section.key=value")
     try:
-        table[key] = tomllib.loads(f"value = {text}")["value"]
+        return name, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        table[key] = text  # a bare word is a string
+        return name, text  # a bare word is a string
 
 
 def _section(cls: type, values: dict[str, Any], name: str) -> Any:

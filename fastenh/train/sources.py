@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fastenh.data.corpus import Corpus
-from fastenh.data.feed import Feed, MixFeed, PairFeed
+from fastenh.data.feed import Feed, MixFeed, PairFeed, Share
 from fastenh.data.mixing import Mixer
 from fastenh.data.pairs import Pair, PairError, load_pair, match_pairs
 from fastenh.evaluate.metrics import MetricError, si_sdr
@@ -20,6 +21,7 @@ _IMPLAUSIBLE_DB = -15.0  # a mean noisy SI-SDR below this is misalignment, not n
 _CHECKED_PAIRS = 64
 _HELD_OUT = 20  # every 20th recording or pair
 _LONGEST = 10.0  # seconds of a validation pair
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -30,36 +32,52 @@ class Sources:
     warnings: list[str]
 
 
-def open_sources(recipe: Recipe) -> Sources:
+def open_sources(recipe: Recipe, device: torch.device = _CPU, share: Share | None = None) -> Sources:
     """Raises ``RecipeError`` where the recipe names too little or too much, ``PairError`` and ``AudioError`` where
-    the files are not fit for training."""
+    the files are not fit for training. Corpora that fit go to ``device``; ``share`` is its part of each batch."""
     data = recipe.data
+    share = share or Share()
+    parts = share.ranks * recipe.run.accumulate
+    if data.batch_size % parts:
+        raise RecipeError(
+            f"data.batch_size: {data.batch_size} cannot be cut into {parts} equal parts "
+            f"({share.ranks} devices, run.accumulate {recipe.run.accumulate})"
+        )
     if data.noisy and data.clean and not data.noise:
-        return _recorded(recipe)
+        return _recorded(recipe, share)
     if data.clean and data.noise and not data.noisy:
-        return _mixed(recipe)
+        return _mixed(recipe, device, share)
     raise RecipeError(
         "data: give clean speech and noise to mix (--clean DIR --noise DIR), or pairs (--noisy DIR --clean DIR)"
     )
 
 
-def _mixed(recipe: Recipe) -> Sources:
+def _mixed(recipe: Recipe, device: torch.device, share: Share) -> Sources:
     data, run = recipe.data, recipe.run
     length = round(data.seconds * SAMPLE_RATE)
     speech, noise = (Corpus.load([Path(p) for p in paths], SAMPLE_RATE) for paths in (data.clean, data.noise))
     rooms = Corpus.load([Path(p) for p in data.rir], SAMPLE_RATE) if data.rir else None
     parts = f"{speech.seconds / 60:.1f} min of speech, {noise.seconds / 60:.1f} min of noise"
-    description = f"{parts}, {len(rooms) if rooms else 0} rooms, mixed on the fly"
+    if device.type != "cpu" and speech.bytes + noise.bytes < _free_bytes(device) // 2:
+        speech, noise = speech.to(device), noise.to(device)
+    description = f"{parts}, {len(rooms) if rooms else 0} rooms, mixed on the fly ({speech.device.type})"
     validation, warnings = _given_validation(data)
     if not validation:
         (speech, held_speech), (noise, held_noise) = speech.split(_HELD_OUT), noise.split(_HELD_OUT)
         held = Mixer(recipe.mixing, held_speech, held_noise, rooms, length, seed=data.seed + 1)
-        validation = [held.pair(i) for i in range(run.validation_pairs)]
+        sides = (side.cpu().numpy() for side in held.pairs(range(run.validation_pairs)))
+        validation = list(zip(*sides, strict=True))
     mixer = Mixer(recipe.mixing, speech, noise, rooms, length, data.seed)
-    return Sources(MixFeed(mixer, data.batch_size, run.steps_per_epoch), validation, description, warnings)
+    feed = MixFeed(mixer, data.batch_size, run.steps_per_epoch, share)
+    return Sources(feed, validation, description, warnings)
 
 
-def _recorded(recipe: Recipe) -> Sources:
+def _free_bytes(device: torch.device) -> int:
+    """Of the device's own memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _recorded(recipe: Recipe, share: Share) -> Sources:
     data = recipe.data
     if len(data.clean) != 1:
         raise RecipeError("data.clean: pairs take one folder of clean recordings")
@@ -71,7 +89,7 @@ def _recorded(recipe: Recipe) -> Sources:
         validation, warnings = _load_validation(held)
     warnings += check_pairs(pairs)
     length = round(data.seconds * SAMPLE_RATE)
-    feed = PairFeed(pairs, data.batch_size, length, SAMPLE_RATE, data.seed)
+    feed = PairFeed(pairs, data.batch_size, length, SAMPLE_RATE, data.seed, share)
     return Sources(feed, validation, f"{len(pairs)} pairs", warnings)
 
 

@@ -1,0 +1,123 @@
+"""The scripts that train, judge and describe: run to their end on a little data."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import SAMPLES, noise, voice
+
+from fastenh.models import checkpoint
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from model_card import _sources, verdict  # noqa: E402
+from results_table import markdown  # noqa: E402
+
+BUDGET = (
+    "data.seconds=0.5 data.batch_size=2 run.steps_per_epoch=2 run.epochs=2 run.validation_pairs=2 run.scored_pairs=0 "
+    "schedule.warmup_epochs=0.5 schedule.decay_epochs=1"
+)
+
+
+def system(**means):
+    def record(mean):
+        return {"mean": mean, "low": mean - 1, "high": mean + 1, "difference": {"mean": 0.5}, "share_better": 0.75}
+
+    return {"real_time_factor": 0.2, "failures": [], **{metric: record(mean) for metric, mean in means.items()}}
+
+
+def test_verdict():
+    def results(pesq, si_sdr):
+        return {"systems": {"dpt": system(pesq=2.0, si_sdr=12.0), "new.safetensors": system(pesq=pesq, si_sdr=si_sdr)}}
+
+    better = verdict({"a": results(2.1, 12.5), "b": results(2.05, 12.01)}, "new.safetensors")
+    assert "a: PESQ +0.100 over the shipped" in better
+    assert "better than the shipped weights on every figure: copy" in better
+    for mixed in (
+        {"a": results(2.1, 11.0)},
+        {"a": results(2.1, 12.5), "b": results(1.9, 13.0)},
+        {"a": results(2.0, 12.0)},
+    ):
+        assert "NOT better" in verdict(mixed, "new.safetensors")
+    assert "NOT better" in verdict(
+        {"a": {"systems": {"dpt": system(), "new.safetensors": system()}}}, "new.safetensors"
+    )
+
+
+def test_results_table(tiny_checkpoint):
+    noisy = system(pesq=1.5)
+    noisy["real_time_factor"], noisy["pesq"]["difference"] = None, {"mean": 0.0}
+    table = markdown({"systems": {"noisy": noisy, str(tiny_checkpoint): system(pesq=2.0), "other": system(pesq=1.0)}})
+    lines = table.splitlines()
+    assert lines[0] == "|  | parameters | PESQ (wide band) | RTF |"
+    assert lines[2] == "| noisy |  | 1.500 [0.500, 2.500] |  |"
+    assert lines[3].startswith("| tiny | ")
+    assert lines[3].endswith(" | 2.000 [1.000, 3.000], +0.500 (75%) | 0.20 |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_card_names_the_sources_of_what_is_there(tmp_path):
+    data = tmp_path / "train"
+    for path in ("speech/a.wav", "noise/b.wav"):
+        (data / path).parent.mkdir(parents=True)
+        (data / path).touch()
+    assert "not given" in _sources(data)
+    sets = ("train/speech,One", "train/noise,Two", "train/noise,Three", "train/rir,Four", "valid/speech,Five")
+    rows = "".join(f"{row},1,MIT\n" for row in sets)
+    (tmp_path / "SOURCES.csv").write_text(f"set,source,minutes,licence\n{rows}")
+    (data / "noise_index.csv").write_text("file,source\nb.wav,Two\nelsewhere.wav,Three\n")
+    assert _sources(data).splitlines()[2:] == ["| speech | One | 1 | MIT |", "| noise | Two | 1 | MIT |"]
+
+
+@pytest.fixture
+def little(tmp_path):
+    """DATA with 1 s recordings, PAIRS of one sample."""
+    for part, make in (("speech", voice), ("noise", noise)):
+        (tmp_path / "DATA" / part).mkdir(parents=True)
+        for seed in range(2):
+            soundfile.write(tmp_path / "DATA" / part / f"{seed}.wav", make(16_000, seed), 16_000)
+    sources = "set,source,repo,path,licence,speakers,files,minutes\nDATA/speech,Us,,,CC0,2,2,0.1\nvalid,Them,,,CC0,,,\n"
+    (tmp_path / "DATA" / "SOURCES.csv").write_text(sources)
+    for side, folder in (("noisy", SAMPLES), ("clean", SAMPLES / "clean")):
+        (tmp_path / "PAIRS" / side).mkdir(parents=True)
+        samples, rate = soundfile.read(folder / "english-pink.flac")
+        soundfile.write(tmp_path / "PAIRS" / side / "x.wav", samples, rate)
+    return tmp_path
+
+
+def run(script, *arguments):
+    environment = os.environ | {"PYTHON": sys.executable, "JOBS": "1", "OMP_NUM_THREADS": "1"}
+    budget = [part for setting in BUDGET.split() for part in ("--set", setting)]
+    command = ["bash", str(SCRIPTS / script), *map(str, arguments), *budget]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_release(little):
+    shipped = {name: path.read_bytes() for name, path in checkpoint.shipped_models().items()}
+    out = little / "OUT"
+    output = run("release.sh", out, little / "DATA", little / "PAIRS", "--")
+    assert output.splitlines()[-1].startswith("NOT better than the shipped weights")
+    assert {name: path.read_bytes() for name, path in checkpoint.shipped_models().items()} == shipped
+    assert checkpoint.read(out / "dpt.safetensors").training["steps"] in (2, 4)
+    card = (out / "dpt.md").read_text()
+    assert "| speech | Us | 0.1 | CC0 |" in card
+    assert "Them" not in card
+    assert "| noisy |" in card
+    again = run("release.sh", out, little / "DATA", little / "PAIRS", "--")
+    assert again.splitlines()[-1].startswith("NOT better")
+
+
+@pytest.mark.slow
+def test_comparison_of_the_models(little):
+    output = run("compare_models.sh", little / "DATA", little / "PAIRS", little / "OUT")
+    rows = {line.split("|")[1].strip() for line in output.splitlines() if line.startswith("| ")}
+    assert {"crn", "dpt", "mel_transformer", "stft_transformer", "mel_transformer-griffin_lim", "noisy"} <= rows
+    assert len(json.loads((little / "OUT" / "results.json").read_text())["systems"]) == 6
