@@ -19,6 +19,7 @@ from conftest import SAMPLES, noise
 from fastenh.cli import main
 from fastenh.models import checkpoint
 from fastenh.train import loop
+from fastenh.train.graphs import GraphedGradients
 from fastenh.train.loop import Trainer, TrainingError
 from fastenh.train.recipe import RecipeError, load_recipe
 from fastenh.train.sources import open_sources
@@ -333,3 +334,36 @@ def test_each_model_learns_on_the_samples(model, tmp_path):
     losses = [event["valid_loss"] for event in log if event["kind"] == "epoch"]
     assert len(losses) == 8
     assert np.min(losses[4:]) < 0.9 * losses[0], losses
+
+
+@pytest.mark.gpu
+def test_graphed_gradients_are_those_of_the_step():
+    """Of batches before and after the capture, and of one of another shape."""
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(8, 8, device="cuda"))
+
+    def compute(noisy, clean):
+        weight.grad = None
+        loss = (noisy @ weight - clean).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    graphed = GraphedGradients(compute, [weight])
+    for number in range(8):
+        noisy, clean = torch.randn(2, 5 if number == 6 else 4, 8, device="cuda")
+        loss, grad = graphed(noisy, clean).clone(), weight.grad.clone()
+        torch.testing.assert_close((loss, grad), (compute(noisy, clean), weight.grad))
+        with torch.no_grad():
+            weight -= 0.1 * grad
+    assert graphed._graph is not None
+
+
+def test_what_cannot_be_captured_runs_without_a_graph(caplog, monkeypatch):
+    def refuse():
+        raise RuntimeError("no stream here\nmore")
+
+    monkeypatch.setattr(torch.cuda, "Stream", refuse)
+    graphed = GraphedGradients(lambda noisy, clean: noisy.sum() + clean.sum(), [])
+    batches = [torch.full((2, 3), float(number)) for number in range(6)]
+    assert [graphed(batch, batch).item() for batch in batches] == [12.0 * number for number in range(6)]
+    assert [record.message for record in caplog.records] == ["training without a CUDA graph: no stream here"]

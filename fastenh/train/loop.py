@@ -21,6 +21,7 @@ from fastenh.models import checkpoint
 from fastenh.models.batch_norm import join_batch_norms
 from fastenh.models.frontend import SpectralModel
 from fastenh.ops import backend
+from fastenh.train.graphs import Gradients, GraphedGradients
 from fastenh.train.journal import Event, Journal
 from fastenh.train.losses import EnhancementLoss
 from fastenh.train.memory import keep_freed_memory
@@ -83,6 +84,9 @@ class Trainer:
         if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
             backend.choose(device, training=True)  # the kernels' own test, before anything is traced
             self.model.core.compile()
+        self.gradients: Gradients = self._backward
+        if recipe.run.graph == "auto" and device.type == "cuda" and self.share.ranks == 1:
+            self.gradients = GraphedGradients(self._backward, self.model.parameters())
 
     # --- state -----------------------------------------------------------------------------------------------------
 
@@ -180,8 +184,7 @@ class Trainer:
             group["lr"] = recipe.optimiser.learning_rate * share * self.plateau.share
         self.model.train()
         statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms: a bad step spoils them
-        self.optimiser.zero_grad()
-        loss = self._backward(*(side.to(self.device, non_blocking=True) for side in batch))
+        loss = self.gradients(*(side.to(self.device, non_blocking=True) for side in batch))
         with record_function("optimiser"):
             loss = average_gradients(list(self.model.parameters()), loss)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optimiser.clip)
@@ -197,6 +200,7 @@ class Trainer:
 
     def _backward(self, noisy: Tensor, clean: Tensor) -> Tensor:
         """Gradients of the mean loss of the batch, which goes through the model in ``run.accumulate`` parts."""
+        self.optimiser.zero_grad()
         parts = self.recipe.run.accumulate
         total = torch.zeros((), device=self.device)
         mixed = self.autocast_dtype != torch.float32

@@ -65,6 +65,7 @@ class RunConfig:
     init: str = ""  # a shipped model or a checkpoint to start from
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA
+    graph: Literal["auto", "off"] = "auto"  # of forward and backward pass; auto: on CUDA, one process
     validation_pairs: int = 32  # made or held out, where no valid_noisy is given
     scored_pairs: int = 8  # of them, for PESQ, STOI and SI-SDR
 

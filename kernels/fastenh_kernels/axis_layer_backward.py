@@ -215,6 +215,11 @@ def norm_linear_gradient_kernel(
         m_m = o_m[:, None] < rows - tile * M
         o_tile = tile * (M * C)
         p_g = p_grad_out + tile * (M * 3 * C) + o_m[:, None] * (3 * C) + o_k[None, :]
+        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_x, b_inverse = _standardise(b_x, C, EPS)
+        b_weight = row_of(p_norm_weight, o_c)
+        b_n = (b_x * b_weight + row_of(p_norm_bias, o_c)).to(p_normed.dtype.element_ty)
+        tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
         if K == C:
             b_dn = tl.dot(tl.load(p_g, mask=m_m, other=0.0), b_wq, input_precision=PRECISION)  # [M, C]
             b_dn = tl.dot(tl.load(p_g + C, mask=m_m, other=0.0), b_wk, b_dn, input_precision=PRECISION)
@@ -224,11 +229,6 @@ def norm_linear_gradient_kernel(
             for first in tl.range(0, 3 * C, K):
                 b_w = tl.load(p_weight + (first + o_k)[:, None] * C + o_c[None, :])  # [K, C]
                 b_dn = tl.dot(tl.load(p_g + first, mask=m_m, other=0.0), b_w, b_dn, input_precision=PRECISION)
-        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
-        b_x, b_inverse = _standardise(b_x, C, EPS)
-        b_weight = row_of(p_norm_weight, o_c)
-        b_n = (b_x * b_weight + row_of(p_norm_bias, o_c)).to(p_normed.dtype.element_ty)
-        tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
         tl.store(p_sums + tile * C + o_c, tl.sum(b_dn * b_x, 0))
         b_dx = tl.load(p_grad_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
         b_dx += _through_norm(b_dn, b_x, b_inverse, b_weight, C)
