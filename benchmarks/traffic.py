@@ -26,7 +26,7 @@ from fastenh.ops import backend
 from fastenh.train.losses import EnhancementLoss, LossConfig
 
 CLIPS, SAMPLES = 64, 48_000
-PARTS = ("forward", "loss", "backward", "optimiser")
+PARTS = ("forward", "loss", "backward", "sums of parts", "optimiser")
 _VIEWS = {"aten::_unsafe_view", "aten::detach", "aten::view_as_complex", "aten::view_as_real", "prim::device"}
 _EMPTY = {"aten::empty.memory_format", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 
@@ -81,6 +81,10 @@ def keeping(kept: dict[int, int]) -> Iterator[None]:
 def step_traffic(clips: int = CLIPS) -> Traffic:
     """A training step on the kernels, in bfloat16 autocast."""
     with FakeTensorMode(), backend.use_backend("interpret"):
+        backend.choose(torch.device("cpu"))  # loads the kernels for the interpreter
+        from fastenh_kernels.launch import recording
+        from fastenh_kernels.shipped import training_cases
+
         model = build("dpt", DPTConfig(dropout=0.0)).train()
         optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
         optimiser.step()  # its state is made before
@@ -95,6 +99,10 @@ def step_traffic(clips: int = CLIPS) -> Traffic:
             value.backward()
             traffic.part = "optimiser"
             optimiser.step()
+    with recording(), traffic:  # what the kernels' functions do beside their launches
+        traffic.part = "sums of parts"
+        for function, arguments in training_cases(torch.bfloat16, clips).values():
+            function(*arguments)
     return traffic
 
 
