@@ -62,7 +62,9 @@ def _fuses(dtype: torch.dtype) -> bool:
     try:
         x = torch.eye(2, dtype=dtype)
         with torch.inference_mode():
-            return bool(torch.equal(torch.ops.mkldnn._linear_pointwise.binary(x, x, x, x[0], "add")[1], 2 * x[1] + x[0]))
+            return bool(
+                torch.equal(torch.ops.mkldnn._linear_pointwise.binary(x, x, x, x[0], "add")[1], 2 * x[1] + x[0])
+            )
     except (RuntimeError, AttributeError):
         return False
 
