@@ -24,8 +24,9 @@ from fastenh.models import checkpoint
 
 RATE = 16_000
 WHOLE = (60.0, 0.0)
-DEFAULT = ["0.5:0.25", "1:0.25", "2:0.25", "4:0.25", "8:0.25", "4:0", "4:0.1", "4:0.5", "4:1", "whole"]
+DEFAULT = ["4.104:0.5", "4:0.5", "4:0.25", "4:0.1", "4:0", "2:0.25", "1:0.25", "8:0.5", "whole"]
 _LONGEST = 9  # recordings whose seams are looked at
+_FLOOR = 1e-6  # -60 dBFS: differences below are not heard
 _LEVEL = 800  # samples on either side of a seam: 50 ms
 
 
@@ -62,11 +63,11 @@ def _quality(enhancer: Enhancer, pairs: list[tuple[np.ndarray, np.ndarray]]) -> 
 
 
 def _cost(enhancer: Enhancer, pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The best of three."""
+    """The better of two."""
     joined = np.concatenate([noisy for noisy, _ in pairs])[: 60 * RATE]
     parts = [joined] if enhancer.spans.window < joined.size else [noisy for noisy, _ in pairs[:6]]
     times = []
-    for _ in range(3):
+    for _ in range(2):
         began = time.process_time()
         for part in parts:
             enhancer(part, RATE)
@@ -91,9 +92,8 @@ def _seams_of(enhancer: Enhancer, noisy: np.ndarray) -> Iterator[tuple[float, fl
     for index, (before, after) in enumerate(pairwise(starts), start=1):
         seam, half = index * spans.span + spans.context, max(spans.fade // 2, 1)
         first, second = (windows[start][seam - half - start : seam + half - start] for start in (before, after))
-        if _power(first) > 1e-8:  # -80 dBFS: nothing to hear below
-            changes = [_change(enhancer, noisy, output, place) for place in (seam, seam - spans.span // 4)]
-            yield _decibels(first - second, first), *changes
+        changes = [_change(enhancer, noisy, output, place) for place in (seam, seam - spans.span // 4)]
+        yield _decibels(first - second, first), *changes
 
 
 def _change(enhancer: Enhancer, noisy: np.ndarray, output: np.ndarray, place: int) -> float:
@@ -106,7 +106,7 @@ def _change(enhancer: Enhancer, noisy: np.ndarray, output: np.ndarray, place: in
 
 
 def _decibels(x: np.ndarray, y: np.ndarray) -> float:
-    return 10 * float(np.log10((_power(x) + 1e-10) / (_power(y) + 1e-10)))
+    return 10 * float(np.log10((_power(x) + _FLOOR) / (_power(y) + _FLOOR)))
 
 
 def _power(x: np.ndarray) -> float:

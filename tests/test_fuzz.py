@@ -22,7 +22,6 @@ from fastenh import Enhancer
 from fastenh.audio import files
 from fastenh.enhance import job, layout
 
-MANY, FEW = 5_000, 60
 FORMATS = [
     ("WAV", "PCM_U8"), ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "DOUBLE"),
     ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_16"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"),
@@ -37,17 +36,10 @@ class Half(nn.Module):
         return 0.5 * waveform
 
 
-def fuzz(few, many):
-    """A test of ``few`` cases, and the same, slow, of ``many``."""
-
-    def decorate(strategy_and_body):
-        strategy, body = strategy_and_body
-        kept = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
-        short = settings(max_examples=few, **kept)(given(case=strategy)(body))
-        long = pytest.mark.slow(settings(max_examples=many, **kept)(given(case=strategy)(body)))
-        return short, long
-
-    return decorate
+def cases(count):
+    return settings(
+        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
 
 
 @contextmanager
@@ -108,7 +100,17 @@ def any_recording(case):
             np.testing.assert_allclose(enhanced, 0.5 * given, atol=1e-2 if subtype == "PCM_U8" else 1e-4)
 
 
-test_any_recording, test_any_recording_many = fuzz(FEW, MANY)((recordings, any_recording))
+@cases(40)
+@given(recordings)
+def test_any_recording(case):
+    any_recording(case)
+
+
+@pytest.mark.slow
+@cases(3_000)
+@given(recordings)
+def test_any_recording_at_length(case):
+    any_recording(case)
 
 
 @cache
@@ -163,4 +165,14 @@ def any_damage(case):
             assert np.isfinite(enhanced).all()
 
 
-test_any_damage, test_any_damage_many = fuzz(FEW, 2 * MANY)((damaged, any_damage))
+@cases(80)
+@given(damaged)
+def test_any_damage(case):
+    any_damage(case)
+
+
+@pytest.mark.slow
+@cases(8_000)
+@given(damaged)
+def test_any_damage_at_length(case):
+    any_damage(case)

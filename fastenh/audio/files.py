@@ -222,11 +222,13 @@ def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]
 
 def _check_written(path: Path, temporary: Path, frames: int) -> None:
     """libsndfile says nothing when the disk is full as a file is closed. Raises ``AudioError``."""
-    if frames:  # a container may be unable to hold none
-        with _readable(path):
-            found = count_frames(temporary)
-        if found != frames:
-            raise AudioError(f"{path}: only {found} of {frames} frames could be written; is the disk full?")
+    try:
+        found = count_frames(temporary)
+    except AudioError as error:
+        why = "is the disk full?" if frames else "its container cannot hold a recording of no samples"
+        raise AudioError(f"{path}: cannot be written; {why}") from error
+    if found != frames:
+        raise AudioError(f"{path}: only {found} of {frames} frames could be written; is the disk full?")
 
 
 def write(path: Path, samples: np.ndarray, encoding: Encoding) -> list[str]:
