@@ -18,7 +18,7 @@ from fastenh.evaluate.metrics import si_sdr
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SpectralModel
 
-SECONDS, TURNS, PIECE = (4, 10, 60), {4: 7, 10: 5, 60: 2}, 10
+SECONDS, TURNS, PIECE = (4, 10, 60), {4: 6, 10: 4, 60: 1}, 10
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
