@@ -82,7 +82,7 @@ def _seams(enhancer: Enhancer, recordings: list[np.ndarray]) -> list[str]:
     if not found:
         return ["0", "", ""]
     apart, at, beside = np.mean(found, axis=0)
-    return [str(len(found)), f"{apart:.1f}", f"{at:.2f} / {beside:.2f}"]
+    return [str(len(found)), f"{apart:.1f}" if enhancer.spans.fade else "", f"{at:.2f} / {beside:.2f}"]
 
 
 def _seams_of(enhancer: Enhancer, noisy: np.ndarray) -> Iterator[tuple[float, float, float]]:
