@@ -14,7 +14,7 @@ from torch import nn
 from fastenh import Enhancer
 from fastenh.audio.files import read
 from fastenh.cli import main
-from fastenh.enhance import job, manifest
+from fastenh.enhance import job, layout, manifest
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_a_model_that_loses_the_sound_is_reported_and_nothing_written(tmp_path):
     # above what the model hears: its silence is no fault of the weights
     soundfile.write(tmp_path / "high.wav", 0.5 * np.sin(2 * np.pi * 20_000 / 48_000 * np.arange(48_000)), 48_000)
     names = ("a.wav", "high.wav", "silent.wav")
-    tasks = [job.Task(tmp_path / name, tmp_path / "out" / name) for name in names]
-    lost, high, silent = job.run(tasks, Enhancer(Mute(), "cpu"))
+    tasks = [layout.Task(tmp_path / name, tmp_path / "out" / name) for name in names]
+    lost, high, silent = sorted(job.run(tasks, Enhancer(Mute(), "cpu")), key=lambda result: result.source)
     assert (lost.status, high.status, silent.status) == ("failed", "enhanced", "enhanced")
     assert "a.wav: the model made silence of it" in lost.error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["high.wav", "silent.wav"]

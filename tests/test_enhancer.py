@@ -122,9 +122,9 @@ import resource, sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from conftest import TINY_DPT
 from fastenh import Enhancer
-from fastenh.enhance import job
+from fastenh.enhance import job, layout
 from fastenh.models.registry import build
-results = list(job.run([job.Task(*map(Path, sys.argv[2:]))], Enhancer(build("dpt", TINY_DPT).eval(), "cpu")))
+results = list(job.run([layout.Task(*map(Path, sys.argv[2:]))], Enhancer(build("dpt", TINY_DPT).eval(), "cpu")))
 assert results[0].status == "enhanced", results
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

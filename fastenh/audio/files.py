@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,18 @@ _CONTAINERS = "wav wave rf64 w64 flac ogg oga opus mp3 aif aiff aifc au snd caf"
 SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
 SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds such a file is passed over
 MAX_CHANNELS = 64
+_RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
+_RIFF_BYTES = 2**32 - 2**20  # what WAV counts in 32 bits, less room for its header
+_TEMPORARY = ".fastenh-part-"
 _BLOCK = 1 << 16  # frames
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
+_WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
+_WIDE = dict.fromkeys(("PCM_32", "FLOAT", "DOUBLE"), ("PCM_32", "PCM_24"))  # for containers without them
+_BY_ENDING = {
+    ".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".opus": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".au": "AU",
+    ".caf": "CAF", ".w64": "W64", ".rf64": "RF64",
+}  # fmt: skip
+FORMATS = tuple(ending[1:] for ending in _BY_ENDING)
 
 
 class AudioError(Exception):
@@ -38,16 +49,28 @@ class Encoding:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def list_audio(folder: Path) -> list[Path]:
-    """The sound files below a folder, sorted; hidden files and folders, and those with a ``.nomedia``, left out."""
+def list_audio(folder: Path, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
+    """The sound files below a folder, sorted; hidden files and folders, and those with a ``.nomedia``, left out.
+
+    Links to folders are not followed; ``on_error`` is told of folders that cannot be looked into.
+    """
     found: list[Path] = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=on_error):
         if SKIP_MARKER in names and Path(root) != folder:
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(root, name) for name in names if is_audio_name(name)]
+        paths = (Path(root, name) for name in names if is_audio_name(name))
+        found += [path for path in paths if not _is_special(path)]
     return sorted(found)
+
+
+def _is_special(path: Path) -> bool:
+    """A pipe, socket or device: to open one can wait for ever."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # a dangling link, say: reported when it is opened
+        return False
 
 
 def is_audio_name(name: str) -> bool:
@@ -55,24 +78,30 @@ def is_audio_name(name: str) -> bool:
 
 
 class Reader:
-    """An open sound file."""
+    """An open sound file. ``frames`` is what the header says; ``warnings`` are complete when all is read."""
 
     def __init__(self, path: Path, file: soundfile.SoundFile) -> None:
-        self.path, self._file = path, file
+        self.path, self._file, self.frames = path, file, file.frames
         tags = {key: value for key, value in file.copy_metadata().items() if value}
         self.encoding = Encoding(file.samplerate, file.channels, file.format, file.subtype, file.endian, tags)
+        disagree = "should be" in file.extra_info or "does not match" in file.extra_info  # libsndfile's log
+        self.warnings = ["header and file disagree about the length: what is there was taken"] if disagree else []
 
     def blocks(self) -> Iterator[np.ndarray]:
         """float32 (C, n) to the end: the frame count of a header can be missing, an estimate, or a lie.
 
         Raises ``AudioError``.
         """
+        count = 0
         while True:
             with _readable(self.path):
                 block = self._file.read(_BLOCK, dtype="float32", always_2d=True)
             if not block.size:
-                return
+                break
+            count += block.shape[0]
             yield np.ascontiguousarray(block.T)
+        if count != self.frames and self.encoding.container != "MP3" and not self.warnings:  # an estimate in MP3
+            self.warnings.append(f"the header says {self.frames} frames, {count} were there")
 
 
 @contextmanager
@@ -83,6 +112,8 @@ def reading(path: Path) -> Iterator[Reader]:
     with file:
         if file.channels > MAX_CHANNELS:
             raise AudioError(f"{path}: {file.channels} channels in the header, more than {MAX_CHANNELS}: not plausible")
+        if not _RATES[0] <= file.samplerate <= _RATES[1]:
+            raise AudioError(f"{path}: {file.samplerate} Hz in the header: not plausible")
         with _readable(path):
             reader = Reader(path, file)
         yield reader
@@ -107,21 +138,44 @@ def count_frames(path: Path) -> int:
         return file.frames
 
 
+def converted(encoding: Encoding, source: Path, target: Path) -> Encoding:
+    """``encoding`` for ``target``: the same where the ending is kept, else as near as the container of its ending has.
+
+    Raises ``AudioError`` for an ending that no container has.
+    """
+    ending = target.suffix.lower()
+    if ending == source.suffix.lower():
+        return encoding
+    if ending not in _BY_ENDING:
+        raise AudioError(f"{target}: no such sound format; there are {', '.join(_BY_ENDING)}")
+    container = _BY_ENDING[ending]
+    candidates = ("OPUS",) if ending == ".opus" else (encoding.subtype, *_WIDE.get(encoding.subtype, ()))
+    fitting = [subtype for subtype in candidates if soundfile.check_format(container, subtype)]
+    subtype = fitting[0] if fitting else soundfile.default_subtype(container)
+    return replace(encoding, container=container, subtype=subtype, endian="FILE")
+
+
 class Writer:
     """A sound file that is being written. ``warnings`` are complete when the file is closed."""
 
     def __init__(self, path: Path, file: soundfile.SoundFile, subtype: str, encoding: Encoding) -> None:
-        self.path, self._file, self._encoding = path, file, encoding
+        self.path, self.frames, self._file, self._encoding = path, 0, file, encoding
         self._clips = subtype not in _FLOAT_SUBTYPES
         self._clipped = 0
+        self._width = _WIDTHS.get(subtype, 0) * encoding.channels if file.format in ("WAV", "WAVEX") else 0
         self.warnings: list[str] = []
         if subtype != encoding.subtype:
             self.warnings.append(f"{encoding.container} cannot be written as {encoding.subtype}: {subtype} taken")
+        if file.format == "RF64" != encoding.container:
+            self.warnings.append("more than 4 GB: written as RF64, which WAV readers of today take")
 
     def write(self, samples: np.ndarray) -> None:
         """(C, n). Raises ``AudioError``."""
         if self._clips:
             self._clipped += int(np.count_nonzero(np.abs(samples) > 1.0))
+        self.frames += samples.shape[1]
+        if self.frames * self._width > _RIFF_BYTES:
+            raise AudioError(f"{self.path}: longer than its input's header says, and than WAV can be; --format w64")
         with _writable(self.path, self._encoding):
             for first in range(0, samples.shape[1], _BLOCK):  # libvorbis overflows its stack on a long block
                 self._file.write(samples[:, first : first + _BLOCK].T)
@@ -134,14 +188,17 @@ class Writer:
 
 
 @contextmanager
-def writing(path: Path, encoding: Encoding) -> Iterator[Writer]:
+def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]:
     """A file that takes its name when the context ends well: a sample format that cannot be is replaced.
 
-    Raises ``AudioError`` where the container cannot hold it.
+    frames: how many are expected, so that a WAV of more than 4 GB becomes RF64. Raises ``AudioError`` where the
+    container cannot hold it, or the disk.
     """
-    subtype = encoding.subtype
-    if not soundfile.check_format(encoding.container, subtype, encoding.endian):
-        subtype = soundfile.default_subtype(encoding.container)
+    subtype, container = encoding.subtype, encoding.container
+    if not soundfile.check_format(container, subtype, encoding.endian):
+        subtype = soundfile.default_subtype(container)
+    if container in ("WAV", "WAVEX") and frames * encoding.channels * _WIDTHS.get(subtype, 1) > _RIFF_BYTES:
+        container = "RF64"
     with _replacing(path) as temporary:
         with _writable(path, encoding):
             file = soundfile.SoundFile(
@@ -151,7 +208,7 @@ def writing(path: Path, encoding: Encoding) -> Iterator[Writer]:
                 encoding.channels,
                 subtype=subtype,
                 endian=encoding.endian,
-                format=encoding.container,
+                format=container,
             )
         with file:
             for key, value in encoding.tags.items():
@@ -160,6 +217,18 @@ def writing(path: Path, encoding: Encoding) -> Iterator[Writer]:
             writer = Writer(path, file, subtype, encoding)
             yield writer
             writer.close()
+        _check_written(path, temporary, writer.frames)
+
+
+def _check_written(path: Path, temporary: Path, frames: int) -> None:
+    """libsndfile says nothing when the disk is full as a file is closed. Raises ``AudioError``."""
+    try:
+        found = count_frames(temporary)
+    except AudioError as error:
+        why = "is the disk full?" if frames else "its container cannot hold a recording of no samples"
+        raise AudioError(f"{path}: cannot be written; {why}") from error
+    if found != frames:
+        raise AudioError(f"{path}: only {found} of {frames} frames could be written; is the disk full?")
 
 
 def write(path: Path, samples: np.ndarray, encoding: Encoding) -> list[str]:
@@ -184,6 +253,8 @@ def _readable(path: Path) -> Iterator[None]:
 def _writable(path: Path, encoding: Encoding) -> Iterator[None]:
     try:
         yield
+    except AssertionError as error:  # soundfile's way to say that less was written than given
+        raise AudioError(f"{path}: cannot be written; is the disk full?") from error
     except (soundfile.LibsndfileError, ValueError, TypeError) as error:
         what = f"{encoding.container}/{encoding.subtype}, {encoding.sample_rate} Hz, {encoding.channels} channels"
         raise AudioError(f"{path}: cannot be written as {what} ({_reason(error)})") from error
@@ -192,15 +263,36 @@ def _writable(path: Path, encoding: Encoding) -> Iterator[None]:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its name when the context ends well, and goes if it does not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".fastenh-", suffix=path.suffix)
-    os.close(handle)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=path.suffix)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        try:
+            with suppress(OSError):  # a file system without locks
+                _lock(handle)
+            yield temporary
+        finally:
+            os.close(handle)
+        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of runs that were killed; those of runs that go on are locked, and stay."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError), path.open("rb") as file:
+            _lock(file.fileno())
+            path.unlink()
+
+
+def _lock(handle: int) -> None:
+    """Raises ``OSError`` where another process, or another handle of this one, has the lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where an open file cannot be removed anyway
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _umask() -> int:
@@ -209,6 +301,9 @@ def _umask() -> int:
     return mask
 
 
+_UMASK = _umask()  # asked for once: to ask is to change it for a moment, in all threads
+
+
 def _reason(error: Exception) -> str:
     text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
-    return text.strip().rstrip(".")
+    return text.strip().rstrip(".") or "damaged, or of a kind that libsndfile does not know"

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastenh.audio.files import FORMATS
 from fastenh.cli.errors import one_line
+from fastenh.cli.progress import progress
 from fastenh.enhance import job
-from fastenh.enhance.enhancer import Enhancer
+from fastenh.enhance.enhancer import CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
+from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
 from fastenh.ops import backend
+
+
+class _BatchSize(click.IntRange):
+    """A positive number, or "auto" (None)."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        return None if value == "auto" else super().convert(value, param, ctx)
 
 
 @click.command("enhance")
@@ -35,8 +47,15 @@ from fastenh.ops import backend
 )
 @click.option("--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this.")
 @click.option("--suffix", default="", help="Text put behind the name of each output, before its ending.")
+@click.option("--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs; that of the input.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and do nothing.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON report of each file.")
+@click.option("--jobs", type=click.IntRange(1), help="Files read and written at a time.  [default: threads + 1]")
+@click.option("--threads", type=click.IntRange(1), help="Threads of the model on the CPU.  [default: the cores]")
+@click.option("--batch-size", type=_BatchSize(1), default="auto", show_default=True, help="Windows in a call.")
+@click.option("--span-seconds", type=float, default=SPAN_SECONDS, show_default=True, help="Kept of each window.")
+@click.option("--context-seconds", type=float, default=CONTEXT_SECONDS, show_default=True, help="Heard on both sides.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors alone.")
 @click.option("-v", "--verbose", is_flag=True, help="A line for each file.")
 def command(
@@ -48,8 +67,15 @@ def command(
     backend_name: str,
     atten_lim: float | None,
     suffix: str,
+    ending: str | None,
     overwrite: bool,
+    dry_run: bool,
     report: Path | None,
+    jobs: int | None,
+    threads: int | None,
+    batch_size: int | None,
+    span_seconds: float,
+    context_seconds: float,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -60,40 +86,35 @@ def command(
     """
     plain = {"stderr": True, "highlight": False, "markup": False, "soft_wrap": True}
     console, errors = Console(quiet=quiet, **plain), Console(**plain)
+    began = time.perf_counter()
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
-        tasks, results = job.lay_out(inputs, output, suffix)
-        if not tasks and not results:
-            raise job.JobError(f"no audio files in {', '.join(map(str, inputs))}")
-        enhancer = Enhancer.from_pretrained(model, device, dtype)
+        tasks, bad = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
+        if not tasks and not bad:
+            raise JobError(f"no audio files in {', '.join(map(str, inputs))}")
+        spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
+        enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, **spans)
         choice = backend.choose(enhancer.device)
         if verbose:
             console.print(f"backend {choice.name}: {choice.reason}")
-        for missing in results:
-            _show(missing, errors, console, verbose)
-        with _progress(console, verbose) as progress:
-            bar = progress.add_task("enhancing", total=len(tasks))
-            for result in job.run(tasks, enhancer, overwrite=overwrite, atten_lim_db=atten_lim):
+        results = [job.Result(path, None, "failed", error=reason) for path, reason in bad]
+        for result in results:
+            _show(result, errors, console, verbose)
+        meter = job.Meter(tasks)
+        options = job.Options(overwrite, atten_lim, jobs, threads, plan=dry_run)
+        with progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files:
+            for result in job.run(tasks, enhancer, options, meter):
                 results.append(result)
-                progress.advance(bar)
-                _show(result, errors, console, verbose)
-        summary = summarise(results)
+                files.done += 1
+                _show(result, errors, console, verbose or dry_run)
+        results.sort(key=lambda result: result.source)
+        summary = summarise(results, time.perf_counter() - began)
         if report is not None:
-            settings = {
-                "model": model,
-                "device": str(enhancer.device),
-                "dtype": str(enhancer.dtype),
-                "backend": choice.name,
-                "atten_lim_db": atten_lim,
-            }
-            write_report(report, results, settings)
+            named = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
+            named |= {"backend": choice.name, "atten_lim_db": atten_lim, **spans, "dry_run": dry_run}
+            write_report(report, results, summary, named)
         console.print(_words(summary, results))
     if summary.failed:
         raise SystemExit(1)
-
-
-def _progress(console: Console, verbose: bool) -> Progress:
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    return Progress(*columns, console=console, transient=True, disable=verbose or not console.is_terminal)
 
 
 def _show(result: job.Result, errors: Console, console: Console, verbose: bool) -> None:
@@ -108,7 +129,7 @@ def _show(result: job.Result, errors: Console, console: Console, verbose: bool) 
 
 
 def _words(summary: Summary, results: list[job.Result]) -> str:
-    parts = [f"{summary.enhanced} files enhanced"]
+    parts = [f"{summary.planned} files to be enhanced" if summary.planned else f"{summary.enhanced} files enhanced"]
     if summary.again:
         parts[0] += f" ({summary.again} again: input or settings changed)"
     if summary.skipped:

@@ -12,7 +12,8 @@ from fastenh.audio.files import AudioError
 from fastenh.data.archives import ArchiveError
 from fastenh.data.pairs import PairError
 from fastenh.enhance.enhancer import DeviceError, EnhancementError
-from fastenh.enhance.job import JobError
+from fastenh.enhance.layout import JobError
+from fastenh.enhance.spans import SpanError
 from fastenh.models.checkpoint import CheckpointError
 from fastenh.models.registry import ModelError
 from fastenh.ops.backend import BackendError
@@ -21,7 +22,7 @@ from fastenh.train.ranks import RankError
 from fastenh.train.recipe import RecipeError
 from fastenh.train.state import RunError
 
-_USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError, RankError)
+_USAGE = (RecipeError, JobError, BackendError, ModelError, DeviceError, RankError, SpanError)
 _FAILURES = (AudioError, ArchiveError, PairError, CheckpointError, EnhancementError, RunError, TrainingError, OSError)
 
 

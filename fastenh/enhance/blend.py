@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+_ABSURD = 1e15  # times full scale: squares of what is below still have a finite sum in float32
+
+
+def usable(block: np.ndarray) -> np.ndarray:
+    """Which samples are sound: neither NaN nor infinite, nor so large that their energy would be."""
+    return np.abs(block) < _ABSURD  # false for NaN
+
 
 class Blend:
     """Keeps the input until its enhanced form comes, and gives the output: ``share`` of the one, the rest the other."""
@@ -14,8 +21,8 @@ class Blend:
         self._missing = 0  # frames of output that are owed
 
     def take(self, block: np.ndarray) -> np.ndarray:
-        """The input (C, n), its NaN and infinite samples as silence."""
-        block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+        """The input (C, n), its unusable samples as silence."""
+        block = np.where(usable(block), block, np.float32(0.0))
         self._missing += block.shape[1]
         if self.share:
             self._waiting = np.concatenate([self._waiting, block], axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ class Manifest:
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
+        self._lock = threading.Lock()
         self._entries = {entry["target"]: entry for entry in _lines(folder / NAME)}
 
     def changed(self, source: Path, target: Path) -> str:
@@ -36,7 +38,7 @@ class Manifest:
         entry = {"target": key, "written": _stamp(target), "source": str(source.resolve()), "read": _stamp(source)}
         entry |= {"seconds": round(seconds, 3), "settings": self.settings}
         self._entries[key] = entry
-        with (self.folder / NAME).open("a", encoding="utf-8") as file:
+        with self._lock, (self.folder / NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def _key(self, target: Path) -> str:

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 
+class SpanError(ValueError):
+    """Lengths that make no windows."""
+
+
 @dataclass(frozen=True)
 class Spans:
-    """Lengths in samples. Raises ``ValueError`` unless 0 <= fade / 2 <= context and fade <= span."""
+    """Lengths in samples. Raises ``SpanError`` unless 0 <= fade / 2 <= context and fade <= span."""
 
     span: int
     context: int
@@ -25,9 +29,9 @@ class Spans:
 
     def __post_init__(self) -> None:
         if self.span < 1 or self.context < 0 or self.fade < 0:
-            raise ValueError("span must be positive, context and fade not negative")
+            raise SpanError("span must be positive, context and fade not negative")
         if self.fade % 2 or self.fade > 2 * self.context or self.fade > self.span:
-            raise ValueError("fade must be even, and no longer than the span or twice the context")
+            raise SpanError("fade must be even, and no longer than the span or twice the context")
 
     @property
     def window(self) -> int:

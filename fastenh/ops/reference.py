@@ -13,9 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastenh.ops import tiles
 from fastenh.ops.types import Activation, Axis, AxisLayerWeights
 
 Attention = Callable[[Tensor, int, Axis, float], Tensor]
+
+
+def _infers(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tensor:
@@ -33,15 +38,16 @@ def complex_mask(mask: Tensor, spectrum: Tensor, activation: Activation) -> Tens
 
 def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
     features = torch.log1p(spectrum.abs()).transpose(1, 2).unsqueeze(1)
-    x = F.conv2d(features, weight.transpose(2, 3), bias, stride=(1, 2), padding=1)
-    return (x.relu() if relu else x).permute(0, 2, 3, 1)
+    weight = weight.transpose(2, 3).contiguous(memory_format=torch.channels_last)  # and so will be the result
+    x = F.conv2d(features, weight, bias, stride=(1, 2), padding=1)
+    return (x.relu_() if relu else x).permute(0, 2, 3, 1)
 
 
 def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
     # (time taps, frequency taps x C, C') -> (C', C, time taps, frequency taps)
     weight = matrix.unflatten(1, (3, x.shape[-1])).permute(3, 2, 0, 1)
     x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride=(1, 2), padding=1)
-    return (x.relu() if relu else x).permute(0, 2, 3, 1)
+    return (x.relu_() if relu else x).permute(0, 2, 3, 1)
 
 
 def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tensor:
@@ -70,6 +76,8 @@ def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tens
 def axis_layer(
     x: Tensor, w: AxisLayerWeights, heads: int, axis: Axis, dropout: float, attention: Attention = axis_attention
 ) -> Tensor:
+    if _infers(x) and not dropout and attention is axis_attention:
+        return tiles.axis_layer(x, w, heads, axis)
     channels = (x.shape[-1],)
     qkv = F.linear(F.layer_norm(x, channels, w.norm1_weight, w.norm1_bias), w.qkv_weight, w.qkv_bias)
     attended = F.linear(attention(qkv, heads, axis, dropout), w.out_weight, w.out_bias)
@@ -136,6 +144,10 @@ def upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
 
 
 def mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor) -> Tensor:
+    if _infers(z):
+        taps = _tap_matrix(z.shape[2], spectrum.shape[1], z.dtype, z.device)
+        logits = tiles.mask_logits(z, scale, shift, weight, bias, taps)
+        return complex_mask(logits.to(spectrum.real.dtype), spectrum, "sigmoid")
     hidden = torch.addcmul(shift.to(z.dtype), _upsampled(z, spectrum.shape[1]), scale.to(z.dtype)).relu()
     logits = F.linear(hidden, weight.reshape(1, -1), bias)
     return complex_mask(logits.squeeze(-1).permute(1, 0, 2).to(spectrum.real.dtype), spectrum, "sigmoid")
