@@ -141,7 +141,9 @@ def test_a_plain_crop_is_a_piece_of_a_recording(speech, noises):
         likeness = []
         for recording in map(speech.recording, range(5)):
             pieces = np.lib.stride_tricks.sliding_window_view(recording.astype(float), 16_000)
-            best = pieces[np.abs(np.correlate(recording.astype(float), row, "valid")).argmax()]
+            size = len(recording) + len(row)
+            spectrum = np.fft.rfft(recording, size) * np.fft.rfft(row, size).conj()
+            best = pieces[np.abs(np.fft.irfft(spectrum, size)[: len(pieces)]).argmax()]
             likeness.append(best @ row / np.linalg.norm(best) / np.linalg.norm(row))
         assert max(likeness) > 0.9999
 
