@@ -23,7 +23,7 @@ def device() -> torch.device:
 def timed(benchmark, device):
     """Times a call, on CUDA up to the end of its kernels; says how many times faster than real time it is."""
 
-    def run(function, *arguments, clips: int, seconds: float = 3.0):
+    def run(function, *arguments, clips: int, seconds: float = 3.0, cpu_rounds: int = 5):
         def call():
             result = function(*arguments)
             if device.type == "cuda":
@@ -33,7 +33,8 @@ def timed(benchmark, device):
         benchmark.extra_info["device"] = (
             torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu, 1 thread"
         )
-        result = benchmark.pedantic(call, rounds=5 if device.type == "cpu" else 30, warmup_rounds=2)
+        rounds, warmup = (cpu_rounds, min(2, cpu_rounds)) if device.type == "cpu" else (30, 2)
+        result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=warmup)
         benchmark.extra_info["x_realtime"] = round(clips * seconds / benchmark.stats.stats.median, 1)
         return result
 

@@ -1,6 +1,7 @@
-"""One run on a GPU: parity first, then every operation and the model beside their rivals.
+"""One run on a GPU: parity first, then every operation and the model, or its training step, beside their rivals.
 
-usage: python benchmarks/gpu.py [--minutes 8] [-o FILE]        writes benchmarks/results/DEVICE.json, prints the table
+usage: python benchmarks/gpu.py [--minutes 7] [-o FILE]        writes benchmarks/results/DEVICE.json, prints the table
+       python benchmarks/gpu.py --part training [...]          writes benchmarks/results/DEVICE-training.json
        python benchmarks/gpu.py --table FILE                   prints the table of a run
 """
 
@@ -8,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +27,30 @@ from cases import (
     CLIP_SECONDS,
     GPU_IMPLEMENTATIONS,
     OPERATIONS,
+    TRAINED_OPERATIONS,
+    TrainingStep,
     arguments,
     conditions,
     dtype_of,
     fastest_sdpa,
     fits,
+    forward_backward,
     model,
     operation,
     spectrum,
 )
+from torch.utils._pytree import tree_map
 
 RESULTS = Path(__file__).parent / "results"
 OPERATION_CLIPS = 64
 MODEL_CLIPS = (1, 16, 64, 128, 256)
+TRAINING_CLIPS = (64, 16, 8)
+BOTH = " forward+backward"  # after the name of an operation
 QUANTILES = (0.2, 0.5, 0.8)
 # distance to the reference in float32, relative: as in tests/test_kernels.py, with room for its own rounding
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+# of a gradient: as in fastenh/ops/proof.py; a unit within rounding of zero opens on one side alone
+GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.15}
 Row = dict[str, Any]
 
 
@@ -60,7 +73,7 @@ def check_parity(device: torch.device) -> None:
             given = arguments(name, 2, dtype, device)
             with conditions(implementation, device):
                 ours = operation(name, implementation)(*given)
-                theirs = operation(name, "eager_fp32")(*(_float(value) for value in given))
+                theirs = operation(name, "eager_fp32")(*tree_map(_float, given))
             difference = (ours.to(theirs.dtype) - theirs).norm() / theirs.norm()
             if not difference <= TOLERANCE[dtype]:
                 raise ParityError(f"{name}, {implementation}: {difference:.2e} from the reference")
@@ -75,12 +88,52 @@ def check_parity(device: torch.device) -> None:
 
 
 def _float(value: object) -> object:
-    if isinstance(value, torch.Tensor):
-        return value if value.is_complex() else value.float()
-    return type(value)(*map(_float, value)) if isinstance(value, tuple) else value
+    return value.float() if isinstance(value, torch.Tensor) and not value.is_complex() else value
+
+
+def check_gradient_parity(device: torch.device) -> None:
+    """Every operation, then the training step. Raises ``ParityError``."""
+    for name in TRAINED_OPERATIONS:
+        for implementation in ("triton_fp32", "triton_bf16"):
+            dtype = dtype_of(implementation)
+            given = arguments(name, 2, dtype, device, training=True)
+            with conditions(implementation, device, gradients=True):
+                ours = forward_backward(name, implementation, given)()
+                theirs = forward_backward(name, "eager_fp32", tree_map(_float, given))()
+            for number, (gradient, truth) in enumerate(zip(ours, theirs, strict=True)):
+                difference = distance(gradient, truth)
+                if not difference <= GRADIENT_TOLERANCE[dtype]:
+                    raise ParityError(f"{name}, {implementation}: gradient {number} is off by {difference:.2e}")
+    check_step_parity(device)
+
+
+def check_step_parity(device: torch.device, **size: int) -> None:
+    """Gradients of all weights, as one vector, against the reference path in float32. In bfloat16 they may be 1.5 times
+    as far away as the reference path in bfloat16 is. Raises ``ParityError``."""
+
+    def gradients(name: str, implementation: str) -> torch.Tensor:
+        with conditions(implementation, device, gradients=True):
+            step = TrainingStep(name, implementation, 2, device, **size)
+            step.differentiate()
+        found = (parameter.grad for parameter in step.model.parameters())
+        return torch.cat([gradient.flatten() for gradient in found if gradient is not None])
+
+    truth = gradients("train_step_reference", "eager_fp32")
+    rounded = distance(gradients("train_step_reference", "eager_bf16_sdpa"), truth)
+    limits = {"triton_fp32": GRADIENT_TOLERANCE[torch.float32], "triton_bf16": 1.5 * rounded + 8e-3}
+    for implementation, most in limits.items():
+        difference = distance(gradients("train_step", implementation), truth)
+        if not difference <= most:
+            raise ParityError(f"training step, {implementation}: gradient off by {difference:.2e}, not {most:.2e}")
+
+
+def distance(ours: torch.Tensor, truth: torch.Tensor) -> float:
+    """Relative to the norm of the truth."""
+    return ((ours.to(truth.dtype) - truth).norm() / truth.norm()).item()
 
 
 def measure(name: str, implementation: str, clips: int, function: Callable[..., object], given: tuple, device) -> Row:
+    function(*given)  # what compiles or tunes itself takes memory for that
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     function(*given)
@@ -113,51 +166,140 @@ def rates(device: torch.device) -> dict[str, float]:
     return {"copy_tb_s": 2 * 2**30 / copy / 1e9, "matmul_tflop_s": 2 * 8192**3 / multiply / 1e9}
 
 
-def steps() -> list[tuple[str, str, int]]:
+def steps(part: str = "forward") -> list[tuple[str, str, int]]:
     """(name, implementation, clips) of all that is measured; last what takes a minute to tune itself."""
+    if part == "training":
+        return training_steps()
     every = [("model_forward", i, clips) for clips in MODEL_CLIPS for i in GPU_IMPLEMENTATIONS]
     every += [(name, i, OPERATION_CLIPS) for name in OPERATIONS for i in GPU_IMPLEMENTATIONS]
     compiled = [step for step in every if step[1].startswith("compile") and step[2] in (1, OPERATION_CLIPS)]
     return [step for step in every if not step[1].startswith("compile") and fits(*step)] + compiled
 
 
+def training_steps() -> list[tuple[str, str, int]]:
+    """The same of training, the most telling first; CUDA graphs after what a failed capture must not cost."""
+
+    def each(names: Iterable[str], implementations: Iterable[str]) -> list[tuple[str, str, int]]:
+        return [(name, i, clips) for clips in TRAINING_CLIPS for name in names for i in implementations]
+
+    told = each(["train_step", "train_step_compile"], ["triton_bf16"]) + each(["train_step"], ["eager_fp32"])
+    told += [("train_step", "compile_bf16", max(TRAINING_CLIPS))]
+    told += each(["train_step_graph", "train_step_compile_graph"], ["triton_bf16"])
+    told += each(["train_step", "train_step_reference"], ["eager_fp32", "eager_bf16_sdpa"])
+    told += each(["train_step"], ["triton_fp32", "eager_tf32"])
+    operations = [(name + BOTH, i, OPERATION_CLIPS) for name in TRAINED_OPERATIONS for i in GPU_IMPLEMENTATIONS]
+    tuned = [step for step in operations if step[1].startswith("compile")]
+    tuned += each(["train_step_reference", "train_step"], ["compile_bf16"])
+    direct = [step for step in operations if not step[1].startswith("compile") and fits(*step)]
+    return list(dict.fromkeys(told + direct + tuned))
+
+
 def prepare(name: str, implementation: str, clips: int, device: torch.device) -> tuple[Callable[..., Any], tuple]:
     """The function to time, and its inputs."""
     if name == "model_forward":
         return model(implementation, device), (spectrum(clips, device),)
-    return operation(name, implementation), arguments(name, clips, dtype_of(implementation), device)
+    if name.startswith("train_step"):
+        return TrainingStep(name, implementation, clips, device), ()
+    dtype = dtype_of(implementation)
+    if name.endswith(BOTH):
+        name = name.removesuffix(BOTH)
+        given = arguments(name, clips, dtype, device, training=True)
+        return forward_backward(name, implementation, given), ()
+    return operation(name, implementation), arguments(name, clips, dtype, device)
 
 
 def measure_step(name: str, implementation: str, clips: int, device: torch.device) -> list[Row]:
-    with conditions(implementation, device):
+    gc.collect()  # the step before, its tensors and its graph
+    torch.compiler.reset()
+    with conditions(implementation, device, gradients=trains(name)):
         function, given = prepare(name, implementation, clips, device)
+        if name.endswith("_graph"):
+            return [measure_graph(name, implementation, clips, function, given, device)]
         rows = [measure(name, implementation, clips, function, given, device)]
         if name == "model_forward" and clips == 1 and implementation.startswith("triton"):
-            rows.append(measure("model_forward_graph", implementation, 1, graphed(function, *given), (), device))
+            rows.append(measure_graph("model_forward_graph", implementation, 1, function, given, device))
     return rows
 
 
-def run(minutes: float) -> dict[str, Any]:
+def trains(name: str) -> bool:
+    return name.startswith("train_step") or name.endswith(BOTH)
+
+
+def measure_graph(name: str, implementation: str, clips: int, function: Callable, given: tuple, device) -> Row:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    replay = graphed(function, *given)
+    peak = torch.cuda.max_memory_allocated(device) / 2**20  # replays allocate nothing
+    return measure(name, implementation, clips, replay, (), device) | {"peak_memory_mb": peak}
+
+
+def kernel_times(clips: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Microseconds of each kernel on the GPU by part of an eager step of ours."""
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    step = TrainingStep("train_step", "triton_bf16", clips, device)
+    step()
+    times = {}
+    for part, run_part in step.parts():
+        torch.cuda.synchronize(device)
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            run_part()
+            torch.cuda.synchronize(device)
+        events = [e for e in profiler.key_averages() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        times[part] = {event.key: event.self_device_time_total for event in events}
+    return times
+
+
+def shares_of_step(times: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of the time on the GPU: our kernels, the loss with its backward pass, the optimiser, and all else (batch norms,
+    ReLU, STFT, casts, sums of gradients)."""
+    parts = {part: sum(kernels.values()) for part, kernels in times.items()}
+    ours = sum(us for kernels in times.values() for name, us in kernels.items() if name in our_kernels())
+    found = {"kernels": ours, "loss": parts["loss"], "optimiser": parts["optimiser"]}
+    total = sum(parts.values())
+    return {what: us / total for what, us in (found | {"other": total - sum(found.values())}).items()}
+
+
+@cache
+def our_kernels() -> frozenset[str]:
+    from fastenh_kernels.shipped import training_launches
+
+    return frozenset(launch.kernel.fn.__name__ for _, launch in training_launches(torch.bfloat16, 1))
+
+
+def run(part: str, minutes: float) -> dict[str, Any]:
     device = torch.device("cuda")
     end = time.monotonic() + 60 * minutes
-    check_parity(device)
+    training = part == "training"
+    (check_gradient_parity if training else check_parity)(device)
     print("parity: passed", flush=True)
-    result = about(device) | rates(device) | {"sdpa": fastest_sdpa(device).name, "rows": [], "left_out": []}
-    estimates = estimated()
-    for step in steps():
+    sdpa = fastest_sdpa(device, gradients=training).name
+    result = about(device) | rates(device) | {"part": part, "sdpa": sdpa, "rows": [], "left_out": []}
+    estimates = estimated(part)
+    if training:
+        with said("shares of the step", result["left_out"]):
+            result["shares_of_step"] = {clips: shares_of_step(kernel_times(clips, device)) for clips in TRAINING_CLIPS}
+    for step in steps(part):
         label = "{}, {}, {} clips".format(*step)
         if time.monotonic() > end:
             result["left_out"].append(f"{label}: out of time")
             continue
-        try:
-            rows = measure_step(*step, device)
-        except (RuntimeError, torch.OutOfMemoryError) as error:  # a rival that cannot: said, not hidden
-            result["left_out"].append(f"{label}: {str(error).splitlines()[0][:200]}")
-            continue
-        for row in rows:
-            result["rows"].append(row | shares(row, estimates, result))
-            print(json.dumps(result["rows"][-1]), flush=True)
+        with said(label, result["left_out"]):
+            for row in measure_step(*step, device):
+                result["rows"].append(row | shares(row, estimates, result))
+                print(json.dumps(result["rows"][-1]), flush=True)
     return result
+
+
+@contextmanager
+def said(label: str, left_out: list[str]) -> Iterator[None]:
+    """What cannot run is said, not hidden, and costs no other row."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        left_out.append(f"{label}: {type(error).__name__}: {reason}")
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -176,25 +318,37 @@ def about(device: torch.device) -> dict[str, Any]:
     }
 
 
-def estimated() -> dict[str, dict[str, float]]:
+def estimated(part: str = "forward") -> dict[str, dict[str, float]]:
     """Of each name: microseconds by the pipes, bytes and operations, for one clip in bfloat16."""
-    from fastenh_kernels.cubins import forward_usage
+    from fastenh_kernels import cubins, pipes, shipped
 
-    totals: dict[str, dict[str, float]] = {}
-    for name, _, use in forward_usage():
-        axis = re.search(r"layer [12], (\w+)", name)  # a layer of each axis
-        part = f"axis_layer_{axis[1]}" if axis else name.split(":")[0]
-        for key in {part, "model_forward"}:
-            total = totals.setdefault(key, {"estimated_us": 0.0, "bytes": 0.0, "flop": 0.0})
-            total["estimated_us"] += use.estimate
-            total["bytes"] += use.dram_bytes
-            total["flop"] += use.tensor_flop
-    return totals
+    launches = shipped.training_launches if part == "training" else shipped.forward_launches
+    totals: dict[str, dict[str, float]] = defaultdict(lambda: {"estimated_us": 0.0, "bytes": 0.0, "flop": 0.0})
+    for name, _, use in cubins.pipe_usage(launches(torch.bfloat16, cubins.CLIPS)):
+        for key in rows_of_launch(name, part):
+            totals[key]["estimated_us"] += use.estimate
+            totals[key]["bytes"] += use.dram_bytes
+            totals[key]["flop"] += use.tensor_flop
+    if part == "training":  # PyTorch's own operations
+        moved = 1e6 * sum(shipped.STEP_MEGABYTES.values())
+        totals["train_step"]["estimated_us"] += 1e6 * moved / pipes.DRAM_BYTES_S["H200"]
+        totals["train_step"]["bytes"] += moved
+    return dict(totals)
+
+
+def rows_of_launch(name: str, part: str) -> Iterable[str]:
+    """The rows that a launch of ``fastenh_kernels.shipped`` counts in: of the layers, the first of each axis."""
+    operation = name.split(":")[0].removesuffix(" backward")
+    layer = re.fullmatch(r"layer (\d), (\w+)", operation)
+    if layer:
+        operation = f"axis_layer_{layer[2]}"
+    whole, suffix = ("train_step", BOTH) if part == "training" else ("model_forward", "")
+    return (whole,) if layer and int(layer[1]) > 2 else (whole, operation + suffix)
 
 
 def shares(row: Row, estimates: dict[str, dict[str, float]], result: dict[str, Any]) -> Row:
     """The estimate beside the measurement, and the shares of the copy and multiplication rates of this GPU."""
-    found = estimates.get(row["name"].removesuffix("_graph"))
+    found = estimates.get(row["name"].removesuffix("_graph").removesuffix("_compile"))
     if not found or not row["impl"].endswith("triton_bf16"):
         return {}
     total = {key: value * row["clips"] for key, value in found.items()}
@@ -223,14 +377,38 @@ def table(result: dict[str, Any]) -> str:
             if best and implementation == "triton_bf16":
                 realtime = f"{best['x_realtime']:,.0f}"
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {estimate} | {realtime} |")
+    lines += step_table([row for row in result["rows"] if row["name"].startswith("train_step")])
+    for clips, parts in result.get("shares_of_step", {}).items():
+        found = ", ".join(f"{what} {share:.0%}" for what, share in parts.items())
+        lines += ["", f"time on the GPU, train_step, triton_bf16, {clips} clips: {found}"]
     lines += ["", *(f"left out: {what}" for what in result["left_out"])]
     return "\n".join(lines)
 
 
+def step_table(rows: list[Row]) -> list[str]:
+    """Markdown: every training step by itself, with its memory."""
+    if not rows:
+        return []
+    lines = ["", "| training step | implementation | clips | ms | us a clip | estimate | x real time | peak MB |",
+             "|---" * 8 + "|"]  # fmt: skip
+    for row in rows:
+        clip, estimate = 1e3 * row["p50_ms"] / row["clips"], row.get("estimated_us")
+        figures = (
+            f"{row['p50_ms']:.2f}",
+            f"{clip:.1f}",
+            f"{estimate / row['clips']:.1f}" if estimate else "",
+            f"{row['x_realtime']:,.0f}",
+            f"{row['peak_memory_mb']:,.0f}",
+        )
+        lines.append(f"| {row['name']} | {row['impl']} | {row['clips']} | " + " | ".join(figures) + " |")
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", choices=("forward", "training"), default="forward")
     parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing new after this long")
-    parser.add_argument("-o", "--output", type=Path, help="default: benchmarks/results/DEVICE.json")
+    parser.add_argument("-o", "--output", type=Path, help="default: benchmarks/results/DEVICE[-training].json")
     parser.add_argument("--table", type=Path, help="print the table of an earlier run")
     options = parser.parse_args()
     if options.table:
@@ -240,11 +418,12 @@ def main() -> int:
         print("benchmarks/gpu.py needs CUDA; for the CPU: pytest benchmarks --benchmark-only", file=sys.stderr)
         return 1
     try:
-        result = run(options.minutes)
+        result = run(options.part, options.minutes)
     except ParityError as error:
         print(f"parity: {error}; nothing is timed", file=sys.stderr)
         return 1
-    path = options.output or RESULTS / (re.sub(r"\W+", "-", result["device"]).strip("-").lower() + ".json")
+    name = re.sub(r"\W+", "-", result["device"]).strip("-").lower() + ("-training" * (options.part == "training"))
+    path = options.output or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))

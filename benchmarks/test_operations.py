@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from cases import GPU_IMPLEMENTATIONS, OPERATIONS, arguments, conditions, dtype_of, implementations, operation
+from cases import (
+    GPU_IMPLEMENTATIONS,
+    OPERATIONS,
+    TRAINED_OPERATIONS,
+    arguments,
+    conditions,
+    dtype_of,
+    forward_backward,
+    implementations,
+    operation,
+)
 
 
 @pytest.mark.parametrize("implementation", GPU_IMPLEMENTATIONS)
@@ -19,3 +29,16 @@ def test_operation(timed, benchmark, device, name, implementation):
     ):
         result = timed(operation(name, implementation), *given, clips=clips)
     assert torch.isfinite(torch.view_as_real(result) if result.is_complex() else result).all()
+
+
+@pytest.mark.parametrize("implementation", GPU_IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", TRAINED_OPERATIONS)
+def test_forward_backward(timed, benchmark, device, name, implementation):
+    if implementation not in implementations(device):
+        pytest.skip("needs CUDA")
+    benchmark.group = f"{name} forward+backward"
+    clips = 64 if device.type == "cuda" else 1
+    given = arguments(name, clips, dtype_of(implementation), device, training=True)
+    with conditions(implementation, device, gradients=True):
+        gradients = timed(forward_backward(name, implementation, given), clips=clips)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)

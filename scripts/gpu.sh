@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
 # One part of the work for a machine with a GPU, each inside nine minutes.
 #
-#   scripts/gpu.sh check             the kernels against float64, on the GPU; the model on both paths
-#   scripts/gpu.sh bench [MINUTES]   every operation and the model beside their rivals, the estimate beside the measurement
-#   scripts/gpu.sh train [MINUTES]   train the release recipe, or go on with it
+#   scripts/gpu.sh check                      the kernels against float64, on the GPU; the model on both paths
+#   scripts/gpu.sh bench [MINUTES]            every operation and the model beside their rivals, the estimate beside the
+#                                             measurement
+#   scripts/gpu.sh bench-training [MINUTES]   the same with gradients, and the training step, with memory
+#   scripts/gpu.sh train [MINUTES]            train the release recipe, or go on with it
 #
 # Nothing is downloaded. In the repository's root lie, ignored by git:
 #   .whl/    wheels of what the machine lacks (soundfile, cffi, pycparser, soxr, pesq, pystoi, scipy, safetensors, pytest, ...)
 #   .data/   speech/ noise/ rir/ of the training data
 #   .run/    state.pt of an earlier part of the run, to go on from
-# What comes back lies in $OUT (default: out/): reports; results.json for benchmarks/results/; state.pt, best.safetensors,
-# log.jsonl of a training.
+# What comes back lies in $OUT (default: out/): reports; results.json and training.json for benchmarks/results/; state.pt,
+# best.safetensors, log.jsonl of a training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?usage: scripts/gpu.sh check | bench [MINUTES] | train [MINUTES]}
+part=${1:?usage: scripts/gpu.sh check | bench [MINUTES] | bench-training [MINUTES] | train [MINUTES]}
 out=${OUT:-out}
 mkdir -p "$out"
 
@@ -43,6 +45,9 @@ case $part in
   bench)
     python3 benchmarks/gpu.py --minutes "${2:-7}" -o "$out/results.json" | tee "$out/bench.txt"
     ;;
+  bench-training)
+    python3 benchmarks/gpu.py --part training --minutes "${2:-6}" -o "$out/training.json" | tee "$out/bench-training.txt"
+    ;;
   train)
     run=$(mktemp -d)
     resume=()
@@ -55,7 +60,7 @@ case $part in
     cp "$run/state.pt" "$run/best.safetensors" "$run/log.jsonl" "$out/"
     ;;
   *)
-    echo "no part named $part: there are check, bench and train" >&2
+    echo "no part named $part: there are check, bench, bench-training and train" >&2
     exit 2
     ;;
 esac
