@@ -401,14 +401,27 @@ def test_automatic_choice_needs_the_proof(monkeypatch, caplog):
     assert "inference: reference path, mask_head is" in caplog.text
 
 
-def test_every_kernel_compiles_without_spills():
-    """The gate of ``python -m fastenh_kernels.cubins``, in a process of its own: here the kernels are interpreted."""
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        pytest.param((("sm_80", ("bfloat16",)), ("sm_90", ("bfloat16", "float32"))), id="some"),
+        pytest.param((("sm_80", ()), ("sm_90", ())), id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kernel_compiles_without_spills(dtypes):
+    """The gate of ``python -m fastenh_kernels.cubins``, in processes of its own: here the kernels are interpreted."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "fastenh_kernels.cubins"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "every kernel passes the gate" in done.stdout
-    assert min(done.stdout.count("sm_80"), done.stdout.count("sm_90")) >= 60
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    gates = []
+    for arch, names in dtypes:
+        command = [sys.executable, "-m", "fastenh_kernels.cubins", "--arch", arch]
+        command += [option for name in names for option in ("--dtype", name)]
+        gates.append((arch, len(names) or 3, subprocess.Popen(command, **options)))
+    for arch, count, gate in gates:
+        said = gate.communicate()[0]
+        assert gate.returncode == 0, said
+        assert "every kernel passes the gate" in said
+        assert said.count(arch) >= 55 * count
 
 
 def test_the_core_on_kernels_is_one_graph_and_exports(interpreted):

@@ -74,13 +74,14 @@ def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, 
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [N, M]
     # A weight is at most 1; that of a key behind the end (zeros) must be finite, to vanish in dq.
     b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0)).to(b_do.dtype)
-    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    b_dropped = b_p
     if DROPOUT > 0:
         o = o_m[None, :] * length + o_n[:, None]
+        b_dropped = drop(b_p, seed, o, DROPOUT).to(b_do.dtype)
+    b_dv = tl.dot(b_dropped, b_do, b_dv, input_precision=PRECISION)
+    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    if DROPOUT > 0:
         b_dp = drop(b_dp, seed, o, DROPOUT)
-        b_dv = tl.dot(drop(b_p, seed, o, DROPOUT).to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-    else:
-        b_dv = tl.dot(b_p, b_do, b_dv, input_precision=PRECISION)
     b_delta = tl.load(p_row + PADDED + o_m)
     b_ds = b_p * (b_dp - b_delta[None, :]).to(b_q.dtype)
     b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)

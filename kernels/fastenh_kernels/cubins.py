@@ -1,4 +1,7 @@
-"""What the compiler makes of every kernel, without a GPU: python -m fastenh_kernels.cubins [--arch sm_90] [--pipes]
+"""What the compiler makes of every kernel, without a GPU.
+
+usage: python -m fastenh_kernels.cubins [--arch sm_90] [--dtype bfloat16]
+       python -m fastenh_kernels.cubins --pipes [--json FILE]
 
 Each operation runs on meta tensors with its launches written down instead of done; every distinct launch is compiled
 for the asked architectures. The gate: no spilled registers, shared memory within the chip's limit, and a tensor-core
@@ -33,7 +36,7 @@ from fastenh_kernels.shipped import STEP_MEGABYTES, forward_launches, shipped_la
 
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA)\b")
 _SPILL = re.compile(r"\b(LDL|STL)\b")
 CLIPS = 64  # of the batch that the pipes are counted for
@@ -114,20 +117,20 @@ def _disassemble(cubin: bytes) -> tuple[int, str]:
     return int(re.search(r"REG:(\d+)", registers)[1]), sass
 
 
-def gate(arches: Sequence[int]) -> int:
+def gate(arches: Sequence[int], dtypes: Sequence[str]) -> int:
     """Print a line for every kernel; returns how many fail."""
     faulty = 0
     print(f"triton {triton.__version__}\n{'kernel':52} {'arch':6} {'reg':>4} {'spills':>6} {'shared':>7} {'mma':>4}")
     for arch in arches:
-        for dtype in _DTYPES:
+        for dtype in dtypes:
             done = set()
-            for name, launch in shipped_launches(dtype, arch):
+            for name, launch in shipped_launches(_DTYPES[dtype], arch):
                 if _code(launch) in done:
                     continue
                 done.add(_code(launch))
                 cubin = compile_launch(launch, arch)
                 figures = f"{cubin.registers:4} {cubin.spills:6} {cubin.shared:7} {cubin.tensor_core:4}"
-                label = f"{name}, {str(dtype).removeprefix('torch.')}"
+                label = f"{name}, {dtype}"
                 print(f"{label:52} sm_{arch:<3} {figures} {'; '.join(cubin.faults())}", flush=True)
                 faulty += bool(cubin.faults())
     print(f"{faulty} kernels fail the gate" if faulty else "every kernel passes the gate")
@@ -210,6 +213,7 @@ def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fastenh_kernels.cubins", description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", action="append", choices=list(_DTYPES))
     parser.add_argument("--arch", action="append", choices=[f"sm_{arch}" for arch in SHARED_MEMORY])
     parser.add_argument(
         "--pipes", action="store_true", help="count the pipes of the forward pass and of a training step (sm_90)"
@@ -224,7 +228,7 @@ def main() -> int:
     if options.json:
         parser.error("--json: goes with --pipes")
     arches = [int(name.removeprefix("sm_")) for name in options.arch or [f"sm_{arch}" for arch in SHARED_MEMORY]]
-    return 1 if gate(arches) else 0
+    return 1 if gate(arches, options.dtype or list(_DTYPES)) else 0
 
 
 if __name__ == "__main__":
