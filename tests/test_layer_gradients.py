@@ -111,7 +111,7 @@ def layer_with_masks(x, w, heads, axis):
 
 
 @AXES
-@pytest.mark.parametrize("length", [65, 21])
+@pytest.mark.parametrize("length", [pytest.param(65, marks=pytest.mark.slow), 21])
 def test_dropout_is_drawn_again_in_the_backward_pass(target, axis, length):
     torch.manual_seed(0)
     shape = (1, 2, length, 64) if axis == "frequency" else (1, length, 2, 64)
@@ -127,6 +127,7 @@ def test_dropout_is_drawn_again_in_the_backward_pass(target, axis, length):
     check_gradients(ours, plain, (randn(*shape), *layer_weights(64, 64)), target)
 
 
+@pytest.mark.slow
 def test_dropout_of_long_sequences(target):
     """The kernels that stream: beyond 192 positions, or in float32."""
     seed = torch.tensor([SEED], device=HERE)
