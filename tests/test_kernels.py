@@ -368,7 +368,7 @@ def test_the_reference_serves_what_the_kernels_do_not(interpreted):
         assert backend.pick("axis_attention", qkv) is reference.axis_attention
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.float16])
 def test_the_kernels_prove_themselves(interpreted, monkeypatch, dtype):
     """What decides whether ``auto`` takes them: nothing wrong as they are; a wrong or failing one is named."""
     assert disproof(torch.device("cpu"), dtype, frames=1) == ""
