@@ -49,7 +49,8 @@ class GraphedGradients:
                 self._compute(*buffers)  # once more, on this stream: libraries set up workspaces; norms count it twice
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # thread_local: the thread that draws batches may go on allocating meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._loss = self._compute(*buffers)
         except RuntimeError as error:
             log.warning("training without a CUDA graph: %s", str(error).splitlines()[0])
