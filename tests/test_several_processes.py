@@ -85,6 +85,8 @@ def test_training_with_torchrun_is_training_in_one_process(data, tmp_path):
         "data.batch_size=4", "run.steps_per_epoch=3", "run.epochs=2", "run.validation_pairs=2", "run.scored_pairs=0",
         "schedule.warmup_epochs=0.5", "schedule.decay_epochs=1", "run.ema=0.5", "run.precision=float32",
         "mixing.codec=0",  # rounds, and so takes the last digits for more than they are
+        # a bias before a batch norm has rounding errors for a gradient, and Adam makes whole steps of it: small ones
+        "optimiser.learning_rate=1e-4",
     ]  # fmt: skip
     sets = [part for setting in settings for part in ("--set", setting)]
     folders = ["--clean", str(data / "speech"), "--noise", str(data / "noise"), "--device", "cpu"]
@@ -96,8 +98,7 @@ def test_training_with_torchrun_is_training_in_one_process(data, tmp_path):
     epochs = [[event for event in log if event["kind"] == "epoch"] for log in logs]
     assert [len(log) for log in epochs] == [2, 2]
     for one, two in zip(*epochs, strict=True):
-        # A bias before a batch norm has a gradient of rounding errors, which Adam makes steps of: not the same digits.
-        assert two["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-2)
+        assert two["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-3)
     one, two = (checkpoint.load(tmp_path / n / "last.safetensors")[0] for n in "12")
     with torch.inference_mode():
         signal = torch.from_numpy(voice(16_000) + noise(16_000))[None]
