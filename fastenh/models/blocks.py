@@ -29,7 +29,8 @@ def convolve_normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tens
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that is ``norm(conv(x))`` in evaluation."""
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return conv.weight * scale.view(-1, 1, 1, 1), (conv.bias - norm.running_mean) * scale + norm.bias
+    bias = 0.0 if conv.bias is None else conv.bias
+    return conv.weight * scale.view(-1, 1, 1, 1), (bias - norm.running_mean) * scale + norm.bias
 
 
 class AxisLayer(nn.Module):
@@ -38,9 +39,11 @@ class AxisLayer(nn.Module):
     Xiong et al. 2020, "On layer normalization in the transformer architecture" (pre-LN).
     """
 
-    def __init__(self, channels: int, heads: int, feed_forward: int, dropout: float, axis: str) -> None:
+    def __init__(
+        self, channels: int, heads: int, feed_forward: int, dropout: float, axis: str, history: int = 0
+    ) -> None:
         super().__init__()
-        self.heads, self.dropout, self.axis = heads, dropout, axis
+        self.heads, self.dropout, self.axis, self.history = heads, dropout, axis, history
         self.norm1 = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
@@ -50,7 +53,8 @@ class AxisLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F, C) -> (B, T, F, C)."""
-        return ops.axis_layer(x, self.weights(), self.heads, self.axis, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        return ops.axis_layer(x, self.weights(), self.heads, self.axis, dropout, self.history)
 
     def weights(self) -> ops.AxisLayerWeights:
         modules = (self.norm1, self.qkv, self.out, self.norm2, self.up, self.down)

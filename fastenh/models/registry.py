@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastenh.models.crn import CRN, CRNConfig
 from fastenh.models.dpt import DPT, DPTConfig
+from fastenh.models.dpt_complex import DPTComplex, DPTComplexConfig
 from fastenh.models.frontend import BINS, SAMPLE_RATE, SpectralModel
 from fastenh.models.transformers import MelTransformer, MelTransformerConfig, STFTTransformer, STFTTransformerConfig
 
@@ -29,6 +30,7 @@ class Entry:
 
 MODELS = {
     "dpt": Entry(DPTConfig, DPT, "dual-path transformer: attention over bands, then over frames"),
+    "dpt_complex": Entry(DPTComplexConfig, DPTComplex, "narrow dual path, complex mask of a compressed spectrum"),
     "crn": Entry(CRNConfig, CRN, "convolutions along frequency, LSTM over time"),
     "mel_transformer": Entry(MelTransformerConfig, MelTransformer, "transformer over time on 128 mel bands"),
     "stft_transformer": Entry(

@@ -60,13 +60,16 @@ def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float = 0.0) ->
     return pick("axis_attention", qkv)(qkv, heads, axis, dropout)
 
 
-def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float = 0.0) -> Tensor:
+def axis_layer(
+    x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float = 0.0, history: int = 0
+) -> Tensor:
     """A pre-LN transformer encoder layer along one axis, ReLU in between its two feed-forward maps.
 
     x: (B, T, F, C). dropout: probability, on attention weights, hidden units and both residual branches.
+    history: positions that attention sees, the present one and those before it; 0 for all, before and after.
     Returns (B, T, F, C).
     """
-    return pick("axis_layer", x, *weights)(x, weights, heads, axis, dropout)
+    return pick("axis_layer", x, *weights)(x, weights, heads, axis, dropout, history)
 
 
 def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:

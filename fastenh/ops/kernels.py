@@ -41,7 +41,11 @@ def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tenso
     return layer_operators.axis_attention(qkv.contiguous(), heads, axis)
 
 
-def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float) -> Tensor:
+def axis_layer(
+    x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float, history: int
+) -> Tensor:
+    if history:
+        return reference.axis_layer(x, weights, heads, axis, dropout, history)
     width, hidden = x.shape[-1], weights.up_weight.shape[0]
     if width not in (64, 128) or hidden % 64 or width // heads not in _WIDTHS or not _power_of_two(heads):
         return reference.axis_layer(x, weights, heads, axis, dropout, attention=axis_attention)

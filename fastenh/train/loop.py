@@ -25,10 +25,11 @@ from fastenh.train.graphs import Gradients, GraphedGradients
 from fastenh.train.journal import Event, Journal
 from fastenh.train.losses import EnhancementLoss
 from fastenh.train.memory import keep_freed_memory
+from fastenh.train.optimisers import make_optimiser
 from fastenh.train.ranks import agree, average_gradients, from_first
 from fastenh.train.recipe import Recipe, to_values
 from fastenh.train.schedule import Plateau, learning_rate_share
-from fastenh.train.setup import average_weights, initial_model, make_optimiser, pick_precision, training_summary
+from fastenh.train.setup import average_weights, initial_model, pick_precision, training_summary
 from fastenh.train.sources import Sources
 from fastenh.train.state import RunError, load_state, save_state
 from fastenh.train.validation import validate

@@ -36,7 +36,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    kind: Literal["adam", "adamw"] = "adamw"
+    """muon: the weights of linear maps by Muon, everything else by AdamW, at one learning rate and weight decay."""
+
+    kind: Literal["adam", "adamw", "muon"] = "adamw"
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)

@@ -1,4 +1,4 @@
-"""What a run begins with: model, optimiser, averaged weights, precision; and what its checkpoints say of it."""
+"""What a run begins with: model, averaged weights, precision; and what its checkpoints say of it."""
 
 from __future__ import annotations
 
@@ -6,26 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SpectralModel
 from fastenh.models.registry import build
-from fastenh.train.recipe import OptimiserConfig, Recipe, to_values
+from fastenh.train.recipe import Recipe, to_values
 from fastenh.train.sources import Sources
 from fastenh.train.state import RunError
-
-
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
-    """Adam (L2 on all, as the origin) or AdamW (decay on matrices and kernels; not on biases and norms)."""
-    options = {"lr": config.learning_rate, "betas": config.betas, "fused": True}
-    if config.kind == "adam":
-        return torch.optim.Adam(model.parameters(), weight_decay=config.weight_decay, **options)
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, **options)
 
 
 def training_summary(
@@ -63,10 +52,23 @@ def initial_model(recipe: Recipe) -> SpectralModel:
 
 
 def average_weights(model: SpectralModel, decay: float) -> AveragedModel | None:
-    """The exponential average of weights and statistics over steps; nothing for a decay of 0."""
+    """The exponential average of weights and statistics over steps; nothing for a decay of 0.
+
+    After n steps the decay is at most (1 + n) / (10 + n): a constant one would remember the random weights of the
+    beginning for many times 1 / (1 - decay) steps.
+    """
     if not decay:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+        """Of one kind of tensor; counters of steps are copied."""
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - now)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def pick_precision(asked: str, device: torch.device) -> torch.dtype:
