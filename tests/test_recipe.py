@@ -10,7 +10,7 @@ from fastenh.train.recipe import RecipeError, ScheduleConfig, load_recipe, make_
 from fastenh.train.schedule import Plateau, learning_rate_share
 
 
-@pytest.mark.parametrize("name", ["dpt", "crn", "mel_transformer", "stft_transformer", "dpt-mix"])
+@pytest.mark.parametrize("name", ["dpt", "crn", "mel_transformer", "stft_transformer", "dpt-mix", "dpt_complex"])
 def test_shipped_recipes_load(name):
     assert name in shipped_recipes()
     recipe = load_recipe(name)

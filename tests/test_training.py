@@ -15,13 +15,16 @@ import soundfile
 import torch
 from click.testing import CliRunner
 from conftest import SAMPLES, noise
+from torch import nn
 
 from fastenh.cli import main
 from fastenh.models import checkpoint
+from fastenh.models.registry import MODELS
 from fastenh.train import loop
 from fastenh.train.graphs import GraphedGradients
 from fastenh.train.loop import Trainer, TrainingError
 from fastenh.train.recipe import RecipeError, load_recipe
+from fastenh.train.setup import average_weights
 from fastenh.train.sources import open_sources
 from fastenh.train.state import STATE, RunError, load_state
 
@@ -123,6 +126,36 @@ def test_a_killed_run_resumes_to_the_same_result(trainer, monkeypatch, where):
             assert torch.equal(ours[key], theirs[key]), key
 
 
+def test_muon_resumes_bit_for_bit(trainer):
+    settings = ("optimiser.kind=muon", "run.epochs=2")
+    whole = trainer("whole", *settings)
+    whole.train()
+    trainer("halted", *settings).train(max_minutes=0)
+    resumed = trainer("halted", *settings, resume=True)
+    assert resumed.step == 1
+    resumed.train()
+    ours, theirs = (tensors(run.folder / "last.safetensors") for run in (resumed, whole))
+    for key in theirs:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_averaged_weights_forget_the_first_ones():
+    """With a decay of 0.999 alone, nine tenths of the random weights would be left after a hundred steps."""
+    model = nn.BatchNorm1d(1)
+    with torch.no_grad():
+        model.weight.fill_(1e6)
+        ema = average_weights(model, 0.999)
+        ema.update_parameters(model)
+        for _ in range(100):
+            model.weight.fill_(1.0)
+            model.running_mean.fill_(3.0)
+            model.num_batches_tracked += 1
+            ema.update_parameters(model)
+    assert ema.module.weight.item() < 100
+    assert ema.module.running_mean.item() == pytest.approx(3.0, rel=1e-3)
+    assert ema.module.num_batches_tracked == 100
+
+
 def test_time_is_up(trainer):
     run = trainer()
     assert run.train(max_minutes=0) == "time is up"
@@ -220,6 +253,31 @@ def test_profile_shows_where_a_step_goes(data, tmp_path):
     names = {event.get("name") for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"data", "forward", "backward"} <= names
     assert [path.name for path in tmp_path.iterdir()] == ["trace.json"]
+
+
+def test_a_branch_ends_at_a_rate_of_zero_and_leaves_its_trunk_alone(trainer):
+    trunk = trainer("trunk", "schedule.decay_epochs=0", "run.epochs=5")
+    trunk.train()
+    kept = (trunk.folder / STATE).read_bytes()
+    branch = trainer("branch", "schedule.decay_epochs=0", "run.epochs=5", "schedule.branch_share=0.35")
+    branch.branch(trunk.folder)
+    assert (branch.step, branch.total_steps, branch.plateau.best) == (20, 28, math.inf)  # 27, in whole epochs
+    rates = []
+    step = branch.optimiser.step
+    branch.optimiser.step = lambda: (rates.append(branch.optimiser.param_groups[0]["lr"]), step())
+    branch.train(max_minutes=0)
+    resumed = trainer("branch", "schedule.decay_epochs=0", "run.epochs=5", "schedule.branch_share=0.35", resume=True)
+    step = resumed.optimiser.step
+    resumed.optimiser.step = lambda: (rates.append(resumed.optimiser.param_groups[0]["lr"]), step())
+    assert resumed.train() == "finished"
+    peak = resumed.recipe.optimiser.learning_rate
+    assert rates == pytest.approx([peak * (8 - n) / 8 for n in range(8)])
+    assert (trunk.folder / STATE).read_bytes() == kept
+    assert trainer("trunk", "schedule.decay_epochs=0", "run.epochs=6", resume=True).branched_at == 0
+    with pytest.raises(RunError, match="a branch itself"):
+        trainer("twig").branch(branch.folder)
+    with pytest.raises(RunError, match="another optimiser than muon"):
+        trainer("other", "optimiser.kind=muon").branch(trunk.folder)
 
 
 def test_damaged_and_foreign_runs_are_refused(trainer):
@@ -322,7 +380,7 @@ def test_interrupt_saves_and_exits_cleanly(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["dpt", "crn", "mel_transformer", "stft_transformer"])
+@pytest.mark.parametrize("model", MODELS)
 def test_each_model_learns_on_the_samples(model, tmp_path):
     """A short run of each model, at full size, lowers its loss on the samples."""
     settings = ["data.seconds=1.0", "data.batch_size=3", "run.epochs=8", "schedule.warmup_epochs=1"]

@@ -33,6 +33,13 @@ from fastenh.train.state import claim
 @click.option("--valid-clean", help="Their clean partners.")
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change a key of the recipe.")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option(
+    "--branch",
+    "trunk",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Begin where RUN stands and let the learning rate fall to 0; RUN itself can go on.",
+)
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="Save and stop after this long.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
 @click.option("-q", "--quiet", is_flag=True, help="A line per epoch alone.")
@@ -41,6 +48,7 @@ def command(
     folder: Path,
     settings: tuple[str, ...],
     resume: bool,
+    trunk: Path | None,
     max_minutes: float | None,
     device: str,
     quiet: bool,
@@ -51,6 +59,8 @@ def command(
     The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors. On several devices:
     torchrun --nproc-per-node 2 -m fastenh train ... (the batches are the same on any number of them).
     """
+    if resume and trunk:
+        raise click.UsageError("--resume goes on with the branch in -o: leave out --branch")
     with one_line(), joined(pick_device(device)) as (share, target):
         first = share.rank == 0
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not first)
@@ -62,7 +72,8 @@ def command(
         for warning in sources.warnings:
             console.print(f"warning: {warning}")
         trainer = Trainer(recipe, sources, folder, target, lambda event: _show(console, event, quiet), share)
-        if resume and (changed := trainer.resume()):
+        changed = trainer.resume() if resume else trainer.branch(trunk) if trunk else []
+        if changed:
             console.print(f"changed since the run began: {', '.join(changed)}")
         console.print(_opening(trainer, recipe.model, sources.description))
         reason = trainer.train(max_minutes)
@@ -71,7 +82,7 @@ def command(
 
 def _opening(trainer: Trainer, name: str, data: str) -> str:
     precision = str(trainer.autocast_dtype).removeprefix("torch.")
-    steps = trainer.sources.feed.steps_per_epoch * trainer.recipe.run.epochs
+    steps = trainer.total_steps
     start = f", from step {trainer.step}" if trainer.step else ""
     ranks = f"{trainer.share.ranks} x " if trainer.share.ranks > 1 else ""
     parameters = f"{count_parameters(trainer.model):,} parameters"

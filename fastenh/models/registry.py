@@ -29,8 +29,8 @@ class Entry:
 
 
 MODELS = {
-    "dpt": Entry(DPTConfig, DPT, "dual-path transformer: attention over bands, then over frames"),
     "dpt_complex": Entry(DPTComplexConfig, DPTComplex, "narrow dual path, complex mask of a compressed spectrum"),
+    "dpt": Entry(DPTConfig, DPT, "dual-path transformer: attention over bands, then over frames"),
     "crn": Entry(CRNConfig, CRN, "convolutions along frequency, LSTM over time"),
     "mel_transformer": Entry(MelTransformerConfig, MelTransformer, "transformer over time on 128 mel bands"),
     "stft_transformer": Entry(

@@ -41,9 +41,7 @@ def axis_attention(qkv: Tensor, heads: int, axis: Axis, dropout: float) -> Tenso
     return layer_operators.axis_attention(qkv.contiguous(), heads, axis)
 
 
-def axis_layer(
-    x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float, history: int
-) -> Tensor:
+def axis_layer(x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float, history: int) -> Tensor:
     if history:
         return reference.axis_layer(x, weights, heads, axis, dropout, history)
     width, hidden = x.shape[-1], weights.up_weight.shape[0]

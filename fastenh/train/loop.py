@@ -28,7 +28,7 @@ from fastenh.train.memory import keep_freed_memory
 from fastenh.train.optimisers import make_optimiser
 from fastenh.train.ranks import agree, average_gradients, from_first
 from fastenh.train.recipe import Recipe, to_values
-from fastenh.train.schedule import Plateau, learning_rate_share
+from fastenh.train.schedule import Plateau, learning_rate_share, total_steps
 from fastenh.train.setup import average_weights, initial_model, pick_precision, training_summary
 from fastenh.train.sources import Sources
 from fastenh.train.state import RunError, load_state, save_state
@@ -77,6 +77,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0  # of training, over all sessions of the run
         self.bad_steps = 0
+        self.branched_at = 0  # the step at which another run was left; 0 for a run of its own
         self.autocast_dtype = pick_precision(recipe.run.precision, device)
         self._began = time.monotonic()
         self._stop = threading.Event()
@@ -97,16 +98,34 @@ class Trainer:
         Where data, mixing or loss changed, losses from before say nothing of those to come: the best starts anew.
         Raises ``RunError`` where the state is missing, damaged, or of another model.
         """
-        state = load_state(self.folder)
+        return self._take_up(self.folder)
+
+    def branch(self, trunk: Path) -> list[str]:
+        """Leave the run in ``trunk`` where it stands, to end here with a learning rate that falls to 0; ``trunk``
+        stays as it is and can go on. As ``resume`` otherwise."""
+        changed = self._take_up(trunk)
+        if self.branched_at or not self.step:
+            raise RunError(f"{trunk}: {'a branch itself' if self.branched_at else 'has no steps'}, no run to leave")
+        self.branched_at = self.step
+        self.plateau.best = math.inf
+        return changed
+
+    def _take_up(self, folder: Path) -> list[str]:
+        state = load_state(folder)
         mine, theirs = to_values(self.recipe), state["recipe"]
         if any(json.dumps(mine[key]) != json.dumps(theirs[key]) for key in ("model", "config")):
-            raise RunError(f"{self.folder}: holds a run of {theirs['model']} with another configuration")
+            raise RunError(f"{folder}: holds a run of {theirs['model']} with another configuration")
         self.model.core.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        try:
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (KeyError, ValueError) as error:
+            kind = self.recipe.optimiser.kind
+            raise RunError(f"{folder}: holds the state of another optimiser than {kind}") from error
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
         self.plateau.load_state_dict(state["plateau"])
         self.step, self.seconds, self.bad_steps = state["step"], state["seconds"], state["bad_steps"]
+        self.branched_at = state.get("branched_at", 0)
         sections = [section for section in mine if isinstance(mine[section], dict)]
         keys = [(section, key) for section in sections for key in mine[section]]
         changed = [f"{s}.{k}" for s, k in keys if json.dumps(mine[s][k]) != json.dumps(theirs.get(s, {}).get(k))]
@@ -130,6 +149,7 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "bad_steps": self.bad_steps,
+                "branched_at": self.branched_at,
             },
         )
         self._checkpoint("last", {})
@@ -138,6 +158,14 @@ class Trainer:
         summary = training_summary(self.recipe, self.sources, self.device, self.step, self.seconds, validation)
         path = self.folder / f"{name}{checkpoint.SUFFIX}"
         checkpoint.save(path, self.recipe.model, self.recipe.config, self._judged(), summary, half=False)
+
+    @property
+    def total_steps(self) -> int:
+        """At the end of the run, those of earlier sessions and of a trunk included."""
+        return total_steps(self.recipe.schedule, *self._length())
+
+    def _length(self) -> tuple[int, int, int]:
+        return self.sources.feed.steps_per_epoch, self.recipe.run.epochs, self.branched_at
 
     def _judged(self) -> SpectralModel:
         """The model that is validated and kept: the averaged one where there is one."""
@@ -151,11 +179,11 @@ class Trainer:
         Returns the reason in words. Raises ``TrainingError`` after ten steps in a row without a finite loss.
         """
         deadline = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        per_epoch, epochs = self.sources.feed.steps_per_epoch, self.recipe.run.epochs
+        per_epoch = self.sources.feed.steps_per_epoch
         self._began = time.monotonic()
         with _interrupts(self._stop), closing(prefetch(self.sources.feed, self.step)) as batches:
             meter = Meter()
-            while self.step < per_epoch * epochs:
+            while self.step < self.total_steps:
                 meter.add(self.advance(batches), self.recipe.data.batch_size)
                 if self.step % _LOG_STEPS == 0:
                     self._emit("step", **self._speed(meter, deadline))
@@ -180,7 +208,7 @@ class Trainer:
         # Dropout draws by step and process, not by history: a resumed run draws what it would have drawn.
         number = self.step * self.share.ranks + self.share.rank
         torch.manual_seed(recipe.data.seed * _SEED_STRIDE + number)
-        share = learning_rate_share(recipe.schedule, self.step, self.sources.feed.steps_per_epoch, recipe.run.epochs)
+        share = learning_rate_share(recipe.schedule, self.step, *self._length())
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.optimiser.learning_rate * share * self.plateau.share
         self.model.train()
@@ -243,7 +271,7 @@ class Trainer:
 
     def _speed(self, meter: Meter, deadline: float) -> dict[str, float | None]:
         values = meter.read()
-        left = self.sources.feed.steps_per_epoch * self.recipe.run.epochs - self.step
+        left = self.total_steps - self.step
         seconds = min(left * meter.seconds_per_step, deadline - time.monotonic())
         return {**values, "x_realtime": values["clips_per_second"] * self.recipe.data.seconds, "time_left": seconds}
 

@@ -48,11 +48,13 @@ class OptimiserConfig:
 @dataclass(frozen=True)
 class ScheduleConfig:
     """plateau: halved (``factor``) after ``patience`` epochs without progress. cosine: to 0 at the last epoch.
-    hold: constant, then linearly to 0 over the last ``decay_epochs``."""
+    hold: constant, then linearly to 0 over the last ``decay_epochs``; constant to the end where these are 0.
+    A branch of a run (``--branch``) falls linearly to 0 over ``branch_share`` of the steps that the run has made."""
 
     kind: Literal["plateau", "cosine", "hold"] = "hold"
     warmup_epochs: float = 1.0
     decay_epochs: float = 10.0
+    branch_share: float = 0.2
     factor: float = 0.5
     patience: int = 5
 

@@ -7,8 +7,24 @@ import math
 from fastenh.train.recipe import ScheduleConfig
 
 
-def learning_rate_share(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """0..1 for step number ``step`` (from 0). For "plateau" the warm-up alone: the rest depends on the losses."""
+def total_steps(config: ScheduleConfig, steps_per_epoch: int, epochs: int, branched_at: int = 0) -> int:
+    """Of a run; of a branch, those of the trunk before it (``branched_at``) included: whole epochs."""
+    if branched_at:
+        epochs = math.ceil((1 + config.branch_share) * branched_at / steps_per_epoch)
+    return epochs * steps_per_epoch
+
+
+def learning_rate_share(
+    config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int, branched_at: int = 0
+) -> float:
+    """0..1 for step number ``step`` (from 0). For "plateau" the warm-up alone: the rest depends on the losses.
+
+    A branch falls linearly to 0 from the share that its trunk had where it left it, after ``branched_at`` steps.
+    """
+    if branched_at:
+        end = total_steps(config, steps_per_epoch, epochs, branched_at)
+        start = learning_rate_share(config, branched_at - 1, steps_per_epoch, epochs)
+        return start * min(1.0, max(end - step, 0) / max(end - branched_at, 1))
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / warmup

@@ -1,0 +1,133 @@
+"""The narrow dual path with a complex mask."""
+
+import pytest
+import torch
+from conftest import voice
+from torch import nn
+
+from fastenh.models.dpt_complex import DPTComplex, DPTComplexConfig, band_matrices, compress, expand, multiply
+from fastenh.models.registry import build
+
+TINY = {"channels": 16, "conv_channels": 8, "bands": 8, "feed_forward": 32, "blocks": 2}
+FORMS = {"offline": {}, "causal convolutions": {"causal": True}, "live": {"causal": True, "history": 5}}
+
+
+def core(dtype=torch.float32, **settings):
+    """Tiny, with random weights and the statistics of batch norms that a training might leave."""
+    torch.manual_seed(0)
+    made = DPTComplex(DPTComplexConfig(**{**TINY, **settings})).to(dtype).eval()
+    with torch.no_grad():
+        made.positions.normal_()
+        for norm in (m for m in made.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    return made
+
+
+def spectrum(frames, clips=1, dtype=torch.complex64):
+    return torch.randn(clips, 257, frames, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("frames", [1, 2, 17])
+def test_shapes_and_gradients(form, frames):
+    model = core(**FORMS[form]).train()
+    out = model(spectrum(frames, clips=2))
+    assert out.shape == (2, 257, frames)
+    assert not out[:, -1].any()  # the bin at half of the sampling rate
+    out.abs().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+    silent = [name for name, p in model.named_parameters() if not p.grad.any()]
+    assert silent == [] or frames == 1  # one frame attends to itself, whatever its query
+
+
+def test_silence_has_a_finite_gradient_and_stays_silence():
+    model = core().train()
+    out = model(torch.zeros(1, 257, 9, dtype=torch.complex64))
+    assert not out.abs().any()
+    out.abs().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_only_the_live_form_ignores_what_comes():
+    """Causality on growing prefixes: the frames before a cut are what they are without what follows."""
+    whole = spectrum(24, dtype=torch.complex128)
+    for form, settings in FORMS.items():
+        model = core(torch.float64, **settings)
+        with torch.inference_mode():
+            prefix = model(whole[..., :16])
+            error = (model(whole)[..., :16] - prefix).abs().max() / prefix.abs().max()
+        assert (error < 1e-12) == (form == "live"), form
+
+
+def test_history_is_counted_in_frames():
+    """One block sees taps - 1 frames before each of the frames that attention sees, and two under the first
+    convolution and the head each."""
+    model = core(torch.float64, causal=True, history=5, blocks=1, taps=3)
+    whole = spectrum(40, dtype=torch.complex128)
+    reach = (5 - 1) + (3 - 1) + 2 + 2
+    with torch.inference_mode():
+        before = model(whole)
+        for gap, changes in ((reach, True), (reach + 1, False)):
+            other = whole.clone()
+            other[..., 30 - gap] += 1.0
+            assert (model(other)[..., 30] - before[..., 30]).abs().max().item() > 0 or not changes
+            assert torch.equal(model(other)[..., 30], before[..., 30]) != changes
+
+
+def test_a_mask_of_one_gives_the_input_back():
+    """But for the bin at half of the sampling rate."""
+    model = build("dpt_complex", DPTComplexConfig(**TINY)).eval()
+    with torch.no_grad():
+        model.core.head.weight.zero_()
+        model.core.head.bias.copy_(torch.tensor([1.0, 0.0]))
+        signal = torch.from_numpy(voice(8000)).unsqueeze(0)
+        torch.testing.assert_close(model(signal), signal, rtol=0, atol=1e-4)
+
+
+def test_compression_and_its_inverse():
+    x = spectrum(5, dtype=torch.complex128)
+    pairs, magnitude = compress(x, 0.3)
+    torch.testing.assert_close(magnitude, x.abs() ** 0.3)
+    torch.testing.assert_close(pairs.square().sum(1).sqrt(), magnitude)
+    torch.testing.assert_close(expand(pairs, 0.3), x)
+
+
+def test_multiplication_is_that_of_complex_numbers():
+    a, b = spectrum(3), spectrum(3).flip(1)
+    product = torch.view_as_complex(
+        multiply(*(torch.view_as_real(x).permute(0, 3, 1, 2) for x in (a, b))).permute(0, 2, 3, 1).contiguous()
+    )
+    torch.testing.assert_close(product, a * b)
+
+
+@pytest.mark.parametrize("bands", [1, 8, 32, 64])
+def test_band_matrices_keep_what_is_constant(bands):
+    down, up = band_matrices(bands)
+    torch.testing.assert_close(down @ torch.ones(64), torch.ones(bands))
+    torch.testing.assert_close(up @ torch.ones(bands), torch.ones(64))
+
+
+@pytest.mark.parametrize("form", ["offline", "live"])
+@pytest.mark.parametrize("training", [False, True])
+def test_core_is_one_graph(form, training):
+    model = core(**FORMS[form]).train(training)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for frames in (9, 12):
+        ours, theirs = compiled(spectrum(frames)), model(spectrum(frames))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    if training:
+        ours.abs().sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_bfloat16_autocast_is_near():
+    model = build("dpt_complex", DPTComplexConfig(**TINY)).eval()
+    signal = torch.from_numpy(voice(16_000)).unsqueeze(0)
+    with torch.inference_mode():
+        exact = model(signal)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(signal)
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() / exact.norm() < 0.02
