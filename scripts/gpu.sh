@@ -5,12 +5,14 @@
 #   scripts/gpu.sh bench [MINUTES]            every operation and the model beside their rivals, the estimate beside the
 #                                             measurement
 #   scripts/gpu.sh bench-training [MINUTES]   the same with gradients, and the training step, with memory
-#   scripts/gpu.sh train [MINUTES]            train the release recipe, or go on with it
+#   scripts/gpu.sh train [MINUTES] [options]  train dpt_complex at a held rate, or go on with it; --branch .run is the
+#                                             release: the rate falls to 0
 #
 # Nothing is downloaded. In the repository's root lie, ignored by git:
 #   .whl/    wheels of what the machine lacks (soundfile, cffi, pycparser, soxr, pesq, pystoi, scipy, safetensors, pytest, ...)
-#   .data/   speech/ noise/ rir/ of the training data
-#   .run/    state.pt of an earlier part of the run, to go on from
+#   .data/   the training data in pieces (scripts/cut_data.py), each with speech/ noise/ rir/; where a call carries
+#            less than all, several carry one piece each (and run `true`), and what lies there stays
+#   .run/    state.pt of an earlier part of the run, to go on from; a run on a CPU is gone on with likewise
 # What comes back lies in $OUT (default: out/): reports; results.json and training.json for benchmarks/results/; state.pt,
 # best.safetensors, log.jsonl of a training.
 set -euo pipefail
@@ -51,14 +53,20 @@ case $part in
     ;;
   train)
     run=$(mktemp -d)
-    resume=()
-    if [[ -f .run/state.pt ]]; then
+    start=()
+    if [[ -f .run/state.pt && " ${*:3} " != *" --branch "* ]]; then
       cp .run/* "$run/"
-      resume=(--resume)
+      start=(--resume)
     fi
-    python3 -m fastenh train dpt-mix -o "$run" --clean .data/speech --noise .data/noise --rir .data/rir \
-      --max-minutes "${2:-7.5}" "${resume[@]}" "${@:3}"
-    cp "$run/state.pt" "$run/best.safetensors" "$run/log.jsonl" "$out/"
+    corpora=()
+    for part in clean:speech noise:noise rir:rir; do
+      for folder in .data/*/"${part#*:}"; do
+        [[ -d $folder ]] && corpora+=("--${part%:*}" "$folder")
+      done
+    done
+    python3 -m fastenh train dpt_complex -o "$run" "${corpora[@]}" --set run.epochs=1000000 \
+      --set schedule.decay_epochs=0 --max-minutes "${2:-7.5}" "${start[@]}" "${@:3}"
+    cp "$run/state.pt" "$run"/*.safetensors "$run/log.jsonl" "$out/"
     ;;
   *)
     echo "no part named $part: there are check, bench, bench-training and train" >&2

@@ -1,14 +1,13 @@
 """The model card of weights that scripts/release.sh made, and how they compare with those that are shipped.
 
-    python scripts/model_card.py OUT DATA
+    python scripts/model_card.py OUT MODEL DATA
 
-Reads OUT/dpt.safetensors and OUT/results/*.json, writes OUT/dpt.md. SOURCES.csv, in DATA or beside it, has a line a
-source, with the columns set ("DATA/speech", "DATA/noise"), source, licence, minutes.
+Reads OUT/MODEL.safetensors and OUT/results/*.json, writes OUT/MODEL.md. The sources are those that ``sources.py``
+finds for DATA.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from results_table import markdown
+from sources import find_table, rows, source_of_files
 
 from fastenh.evaluate.metrics import DIGITS, LABELS
 from fastenh.models import checkpoint
@@ -51,12 +51,12 @@ evidence.
 """
 
 
-def main(out: Path, data: Path) -> None:
-    path = out / f"dpt{checkpoint.SUFFIX}"
+def main(out: Path, model: str, data: Path) -> None:
+    path = out / f"{model}{checkpoint.SUFFIX}"
     results = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted((out / "results").glob("*.json"))}
-    (out / "dpt.md").write_text(card(path, results, data), encoding="utf-8")
-    print(f"{out / 'dpt.md'}: the model card")
-    print(verdict(results, str(path)))
+    (out / f"{model}.md").write_text(card(path, results, data), encoding="utf-8")
+    print(f"{out / f'{model}.md'}: the model card")
+    print(verdict(results, str(path), model))
 
 
 def card(path: Path, results: dict[str, dict[str, Any]], data: Path) -> str:
@@ -64,7 +64,7 @@ def card(path: Path, results: dict[str, dict[str, Any]], data: Path) -> str:
     training = found.training
     crops = training["recipe"]["data"]
     first = next(iter(results.values()))
-    names = {str(path): "these weights", "dpt": "shipped before"}
+    names = {str(path): "these weights", found.name: "shipped before"}
     pairs = [f"{r['settings']['pairs']} pairs of `{name}`:\n\n{markdown(r, names)}" for name, r in results.items()]
     return _CARD.format(
         name=found.name,
@@ -89,39 +89,25 @@ def card(path: Path, results: dict[str, dict[str, Any]], data: Path) -> str:
 
 def _sources(data: Path) -> str:
     """The lines of SOURCES.csv, in DATA or beside it, that belong to recordings in DATA."""
-    table = next((path for path in (data / "SOURCES.csv", data.parent / "SOURCES.csv") if path.is_file()), None)
+    table = find_table(data)
     if table is None:
         return "Sources and licences of the data: not given."
     lines = ["| what | source | minutes | licence |", "|---|---|---|---|"]
-    for row in _rows(table):
+    for row in rows(table):
         group, _, what = row["set"].rpartition("/")
-        used = _used(data, what) if group.endswith(data.name) and (data / what).is_dir() else set()
-        if used is None or row["source"] in used:
+        if not group.endswith(data.name) or not (data / what).is_dir():
+            continue
+        used = set(source_of_files(data, what).values())
+        if not used or row["source"] in used:
             lines.append(f"| {what} | {row['source']} | {row['minutes']} | {row['licence']} |")
     return "\n".join(lines)
 
 
-def _used(data: Path, what: str) -> set[str] | None:
-    """Sources of the files that are there, by DATA/WHAT_index.csv (file, source); nothing where that does not say."""
-    index = data / f"{what}_index.csv"
-    rows = _rows(index) if index.is_file() else []
-    return (
-        {row["source"] for row in rows if (data / what / row["file"]).is_file()}
-        if rows and "source" in rows[0]
-        else None
-    )
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def verdict(results: dict[str, dict[str, Any]], new: str) -> str:
+def verdict(results: dict[str, dict[str, Any]], new: str, shipped_name: str) -> str:
     """How the new weights compare with the shipped ones: all figures of all sets have to be better."""
     lines, worse = [], 0
     for name, result in results.items():
-        ours, shipped = result["systems"][new], result["systems"]["dpt"]
+        ours, shipped = result["systems"][new], result["systems"][shipped_name]
         for metric in (m for m in LABELS if "mean" in ours.get(m, {}) and "mean" in shipped.get(m, {})):
             change = ours[metric]["mean"] - shipped[metric]["mean"]
             worse += change <= 0
@@ -134,4 +120,4 @@ def verdict(results: dict[str, dict[str, Any]], new: str) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]).resolve())
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]).resolve())

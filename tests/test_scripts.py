@@ -15,8 +15,12 @@ from fastenh.models import checkpoint
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
+from cut_data import main as cut  # noqa: E402
 from model_card import _sources, verdict  # noqa: E402
+from plot_training import read  # noqa: E402
 from results_table import markdown  # noqa: E402
+from select_by_licence import main as select  # noqa: E402
+from sources import rows as rows_of  # noqa: E402
 
 BUDGET = (
     "data.seconds=0.5 data.batch_size=2 run.steps_per_epoch=2 run.epochs=2 run.validation_pairs=2 run.scored_pairs=0 "
@@ -35,7 +39,7 @@ def test_verdict():
     def results(pesq, si_sdr):
         return {"systems": {"dpt": system(pesq=2.0, si_sdr=12.0), "new.safetensors": system(pesq=pesq, si_sdr=si_sdr)}}
 
-    better = verdict({"a": results(2.1, 12.5), "b": results(2.05, 12.01)}, "new.safetensors")
+    better = verdict({"a": results(2.1, 12.5), "b": results(2.05, 12.01)}, "new.safetensors", "dpt")
     assert "a: PESQ +0.100 over the shipped" in better
     assert "better than the shipped weights on every figure: copy" in better
     for mixed in (
@@ -43,9 +47,9 @@ def test_verdict():
         {"a": results(2.1, 12.5), "b": results(1.9, 13.0)},
         {"a": results(2.0, 12.0)},
     ):
-        assert "NOT better" in verdict(mixed, "new.safetensors")
+        assert "NOT better" in verdict(mixed, "new.safetensors", "dpt")
     assert "NOT better" in verdict(
-        {"a": {"systems": {"dpt": system(), "new.safetensors": system()}}}, "new.safetensors"
+        {"a": {"systems": {"dpt": system(), "new.safetensors": system()}}}, "new.safetensors", "dpt"
     )
 
 
@@ -74,6 +78,60 @@ def test_a_card_names_the_sources_of_what_is_there(tmp_path):
     assert _sources(data).splitlines()[2:] == ["| speech | One | 1 | MIT |", "| noise | Two | 1 | MIT |"]
 
 
+def test_share_alike_and_unclear_sources_are_left_out(tmp_path):
+    data, selected = tmp_path / "train", tmp_path / "run-data"
+    licences = {
+        "free": "CC0",
+        "alike": "CC BY-SA 4.0 (some files CC0)",
+        "doubt": "UNCLEAR per file: CC0",
+        "by": "CC BY 4.0",
+    }
+    for part in ("speech", "noise"):
+        (data / part).mkdir(parents=True)
+        for source in (*licences, "unknown"):
+            (data / part / f"{source}.ogg").write_text(source)
+        rows = "".join(f"{source}.ogg,{source}\n" for source in licences)
+        (data / f"{part}_index.csv").write_text(f"file,source\n{rows}gone.ogg,free\n")
+    table = [f"train/{part},{s},1,{licences[s]}\n" for part in ("speech", "noise") for s in licences]
+    (tmp_path / "SOURCES.csv").write_text("set,source,minutes,licence\n" + "".join(table))
+    for _ in range(2):  # again: what has changed meanwhile is taken up
+        select(data, selected)
+        for part in ("speech", "noise"):
+            assert sorted(path.name for path in (selected / part).iterdir()) == ["by.ogg", "free.ogg"]
+    assert (selected / "speech" / "by.ogg").read_text() == "by"
+    assert {row["source"] for row in rows_of(selected / "SOURCES.csv")} == {"free", "by"}
+    assert "| noise | free | 1 | CC0 |" in _sources(selected)
+    (tmp_path / "SOURCES.csv").unlink()
+    with pytest.raises(SystemExit, match="licences are not known"):
+        select(data, selected)
+
+
+def test_pieces_hold_everything_once(tmp_path):
+    for part, count in (("speech", 5), ("noise", 3)):
+        (tmp_path / "train" / part).mkdir(parents=True)
+        for index in range(count):
+            (tmp_path / "train" / part / f"{index}.ogg").write_bytes(bytes([index]) * 2**19)
+    cut(tmp_path / "train", tmp_path / ".data", 1.2)
+    files = [path.relative_to(tmp_path / ".data") for path in (tmp_path / ".data").rglob("*.ogg")]
+    assert sorted(Path(*path.parts[1:]) for path in files) == [
+        *(Path("noise", f"{index}.ogg") for index in range(3)),
+        *(Path("speech", f"{index}.ogg") for index in range(5)),
+    ]
+    assert len({path.parts[0] for path in files}) == 4
+    assert (tmp_path / ".data" / files[0]).read_bytes() == (tmp_path / "train" / Path(*files[0].parts[1:])).read_bytes()
+    with pytest.raises(SystemExit, match="not empty"):
+        cut(tmp_path / "train", tmp_path / ".data", 1.2)
+
+
+def test_steps_made_twice_are_drawn_once(tmp_path):
+    events = [{"kind": "step", "step": 20, "loss": 3.0}, {"kind": "step", "step": 40, "loss": 9.0}]
+    events += [{"kind": "epoch", "step": 40, "valid_loss": 1.0}, {"kind": "step", "step": 40, "loss": 2.0}]
+    events += [{"kind": "step", "step": 60, "loss": None}]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, events)))
+    assert read(tmp_path / "log.jsonl", "step", "loss") == ([20, 40], [3.0, 2.0])
+    assert read(tmp_path / "log.jsonl", "epoch", "valid_loss") == ([40], [1.0])
+
+
 @pytest.fixture
 def little(tmp_path):
     """DATA with 1 s recordings, PAIRS of one sample."""
@@ -90,9 +148,9 @@ def little(tmp_path):
     return tmp_path
 
 
-def run(script, *arguments):
+def run(script, *arguments, budget=BUDGET):
     environment = os.environ | {"PYTHON": sys.executable, "JOBS": "1", "OMP_NUM_THREADS": "1"}
-    budget = [part for setting in BUDGET.split() for part in ("--set", setting)]
+    budget = [part for setting in budget.split() for part in ("--set", setting)]
     command = ["bash", str(SCRIPTS / script), *map(str, arguments), *budget]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -106,13 +164,33 @@ def test_release(little):
     output = run("release.sh", out, little / "DATA", little / "PAIRS", "--")
     assert output.splitlines()[-1].startswith("NOT better than the shipped weights")
     assert {name: path.read_bytes() for name, path in checkpoint.shipped_models().items()} == shipped
-    assert checkpoint.read(out / "dpt.safetensors").training["steps"] in (2, 4)
-    card = (out / "dpt.md").read_text()
+    assert checkpoint.read(out / "dpt_complex.safetensors").training["steps"] in (2, 4)
+    card = (out / "dpt_complex.md").read_text()
     assert "| speech | Us | 0.1 | CC0 |" in card
     assert "Them" not in card
     assert "| noisy |" in card
     again = run("release.sh", out, little / "DATA", little / "PAIRS", "--")
     assert again.splitlines()[-1].startswith("NOT better")
+
+
+@pytest.mark.slow
+def test_the_long_run_and_a_branch_of_it(little):
+    """Begun, gone on with and left for a release: in one command each."""
+    (little / "DATA" / "speech_index.csv").write_text("file,source\n0.wav,Us\n1.wav,Us\n")
+    (little / "DATA" / "noise_index.csv").write_text("file,source\n0.wav,Hum\n1.wav,Hum\n")
+    with (little / "DATA" / "SOURCES.csv").open("a") as table:
+        table.write("DATA/noise,Hum,,,CC0,,2,0.1\n")
+    trunk, out = little / "trunk", little / "OUT"
+    budget = BUDGET.replace("run.epochs=2", "").replace("schedule.decay_epochs=1", "")
+    steps = []
+    for _ in range(2):
+        run("train_on.sh", trunk, little / "DATA", "--max-minutes", 0.1, budget=budget)
+        steps.append(checkpoint.read(trunk / "last.safetensors").training["steps"])
+    output = run("release.sh", out, little / "trunk-data", little / "PAIRS", "--", "--branch", trunk)
+    assert "dpt_complex.md: the model card" in output
+    steps.append(checkpoint.read(out / "run" / "last.safetensors").training["steps"])
+    assert 0 < steps[0] < steps[1] < steps[2]
+    assert "| speech | Us | 0.1 | CC0 |" in (out / "dpt_complex.md").read_text()
 
 
 @pytest.mark.slow

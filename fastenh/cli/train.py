@@ -38,7 +38,7 @@ from fastenh.train.state import claim
     "trunk",
     metavar="RUN",
     type=click.Path(path_type=Path),
-    help="Begin where RUN stands and let the learning rate fall to 0; RUN itself can go on.",
+    help="Begin where RUN stands and let the learning rate fall to 0; RUN stays as it is.",
 )
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="Save and stop after this long.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
@@ -59,8 +59,6 @@ def command(
     The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors. On several devices:
     torchrun --nproc-per-node 2 -m fastenh train ... (the batches are the same on any number of them).
     """
-    if resume and trunk:
-        raise click.UsageError("--resume goes on with the branch in -o: leave out --branch")
     with one_line(), joined(pick_device(device)) as (share, target):
         first = share.rank == 0
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not first)

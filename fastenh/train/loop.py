@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from fastenh.train.memory import keep_freed_memory
 from fastenh.train.optimisers import make_optimiser
 from fastenh.train.ranks import agree, average_gradients, from_first
 from fastenh.train.recipe import Recipe, to_values
-from fastenh.train.schedule import Plateau, learning_rate_share, total_steps
+from fastenh.train.schedule import Branch, Plateau, learning_rate_share
 from fastenh.train.setup import average_weights, initial_model, pick_precision, training_summary
 from fastenh.train.sources import Sources
 from fastenh.train.state import RunError, load_state, save_state
@@ -77,7 +78,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0  # of training, over all sessions of the run
         self.bad_steps = 0
-        self.branched_at = 0  # the step at which another run was left; 0 for a run of its own
+        self.left: Branch | None = None  # the run that this one is a branch of
         self.autocast_dtype = pick_precision(recipe.run.precision, device)
         self._began = time.monotonic()
         self._stop = threading.Event()
@@ -104,9 +105,9 @@ class Trainer:
         """Leave the run in ``trunk`` where it stands, to end here with a learning rate that falls to 0; ``trunk``
         stays as it is and can go on. As ``resume`` otherwise."""
         changed = self._take_up(trunk)
-        if self.branched_at or not self.step:
-            raise RunError(f"{trunk}: {'a branch itself' if self.branched_at else 'has no steps'}, no run to leave")
-        self.branched_at = self.step
+        if self.left:
+            raise RunError(f"{trunk}: a branch itself, its learning rate falls already")
+        self.left = Branch(self.step, self.optimiser.param_groups[0]["lr"])
         self.plateau.best = math.inf
         return changed
 
@@ -125,7 +126,7 @@ class Trainer:
             self.ema.load_state_dict(state["ema"])
         self.plateau.load_state_dict(state["plateau"])
         self.step, self.seconds, self.bad_steps = state["step"], state["seconds"], state["bad_steps"]
-        self.branched_at = state.get("branched_at", 0)
+        self.left = Branch(**state["left"]) if state.get("left") else None
         sections = [section for section in mine if isinstance(mine[section], dict)]
         keys = [(section, key) for section in sections for key in mine[section]]
         changed = [f"{s}.{k}" for s, k in keys if json.dumps(mine[s][k]) != json.dumps(theirs.get(s, {}).get(k))]
@@ -149,7 +150,7 @@ class Trainer:
                 "step": self.step,
                 "seconds": self.seconds,
                 "bad_steps": self.bad_steps,
-                "branched_at": self.branched_at,
+                "left": self.left and asdict(self.left),
             },
         )
         self._checkpoint("last", {})
@@ -162,10 +163,17 @@ class Trainer:
     @property
     def total_steps(self) -> int:
         """At the end of the run, those of earlier sessions and of a trunk included."""
-        return total_steps(self.recipe.schedule, *self._length())
+        per_epoch = self.sources.feed.steps_per_epoch
+        if self.left:
+            return self.left.end(self.recipe.schedule.branch_share, per_epoch)
+        return per_epoch * self.recipe.run.epochs
 
-    def _length(self) -> tuple[int, int, int]:
-        return self.sources.feed.steps_per_epoch, self.recipe.run.epochs, self.branched_at
+    def _learning_rate(self) -> float:
+        if self.left:
+            return self.left.learning_rate_at(self.step, self.total_steps)
+        per_epoch, epochs = self.sources.feed.steps_per_epoch, self.recipe.run.epochs
+        share = learning_rate_share(self.recipe.schedule, self.step, per_epoch, epochs)
+        return self.recipe.optimiser.learning_rate * share * self.plateau.share
 
     def _judged(self) -> SpectralModel:
         """The model that is validated and kept: the averaged one where there is one."""
@@ -208,9 +216,8 @@ class Trainer:
         # Dropout draws by step and process, not by history: a resumed run draws what it would have drawn.
         number = self.step * self.share.ranks + self.share.rank
         torch.manual_seed(recipe.data.seed * _SEED_STRIDE + number)
-        share = learning_rate_share(recipe.schedule, self.step, *self._length())
         for group in self.optimiser.param_groups:
-            group["lr"] = recipe.optimiser.learning_rate * share * self.plateau.share
+            group["lr"] = self._learning_rate()
         self.model.train()
         statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms: a bad step spoils them
         loss = self.gradients(*(side.to(self.device, non_blocking=True) for side in batch))

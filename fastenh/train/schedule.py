@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from fastenh.train.recipe import ScheduleConfig
 
 
-def total_steps(config: ScheduleConfig, steps_per_epoch: int, epochs: int, branched_at: int = 0) -> int:
-    """Of a run; of a branch, those of the trunk before it (``branched_at``) included: whole epochs."""
-    if branched_at:
-        epochs = math.ceil((1 + config.branch_share) * branched_at / steps_per_epoch)
-    return epochs * steps_per_epoch
-
-
-def learning_rate_share(
-    config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int, branched_at: int = 0
-) -> float:
-    """0..1 for step number ``step`` (from 0). For "plateau" the warm-up alone: the rest depends on the losses.
-
-    A branch falls linearly to 0 from the share that its trunk had where it left it, after ``branched_at`` steps.
-    """
-    if branched_at:
-        end = total_steps(config, steps_per_epoch, epochs, branched_at)
-        start = learning_rate_share(config, branched_at - 1, steps_per_epoch, epochs)
-        return start * min(1.0, max(end - step, 0) / max(end - branched_at, 1))
+def learning_rate_share(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """0..1 for step number ``step`` (from 0). For "plateau" the warm-up alone: the rest depends on the losses."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / warmup
@@ -35,6 +20,21 @@ def learning_rate_share(
     if config.kind == "hold":
         return min(1.0, max(total - step, 0) / max(config.decay_epochs * steps_per_epoch, 1))
     return 1.0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The point at which another run was left, for the learning rate to fall from there to 0."""
+
+    step: int
+    learning_rate: float
+
+    def end(self, share: float, steps_per_epoch: int) -> int:
+        """The step at which the rate is 0: ``share`` of the steps before the branch, up to the end of an epoch."""
+        return math.ceil((1 + share) * self.step / steps_per_epoch) * steps_per_epoch
+
+    def learning_rate_at(self, step: int, end: int) -> float:
+        return self.learning_rate * max(end - step, 0) / max(end - self.step, 1)
 
 
 class Plateau:
