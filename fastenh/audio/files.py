@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from fastenh.atomic import replacing_locked
 from fastenh.audio.resampling import resample
 
 _CONTAINERS = "wav wave rf64 w64 flac ogg oga opus mp3 aif aiff aifc au snd caf"
@@ -21,7 +21,6 @@ SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds 
 MAX_CHANNELS = 64
 _RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
 _RIFF_BYTES = 2**32 - 2**20  # what WAV counts in 32 bits, less room for its header
-_TEMPORARY = ".fastenh-part-"
 _BLOCK = 1 << 16  # frames
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
 _WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
@@ -199,7 +198,7 @@ def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]
         subtype = soundfile.default_subtype(container)
     if container in ("WAV", "WAVEX") and frames * encoding.channels * _WIDTHS.get(subtype, 1) > _RIFF_BYTES:
         container = "RF64"
-    with _replacing(path) as temporary:
+    with replacing_locked(path) as temporary:
         with _writable(path, encoding):
             file = soundfile.SoundFile(
                 temporary,
@@ -258,50 +257,6 @@ def _writable(path: Path, encoding: Encoding) -> Iterator[None]:
     except (soundfile.LibsndfileError, ValueError, TypeError) as error:
         what = f"{encoding.container}/{encoding.subtype}, {encoding.sample_rate} Hz, {encoding.channels} channels"
         raise AudioError(f"{path}: cannot be written as {what} ({_reason(error)})") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name when the context ends well, and goes if it does not."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=_TEMPORARY, suffix=path.suffix)
-    temporary = Path(name)
-    try:
-        try:
-            with suppress(OSError):  # a file system without locks
-                _lock(handle)
-            yield temporary
-        finally:
-            os.close(handle)
-        temporary.chmod(0o666 & ~_UMASK)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files of runs that were killed; those of runs that go on are locked, and stay."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        with suppress(OSError), path.open("rb") as file:
-            _lock(file.fileno())
-            path.unlink()
-
-
-def _lock(handle: int) -> None:
-    """Raises ``OSError`` where another process, or another handle of this one, has the lock."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, where an open file cannot be removed anyway
-        return
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()  # asked for once: to ask is to change it for a moment, in all threads
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastenh.atomic import replacing
 from fastenh.audio.files import AudioError, list_audio, read_mono
 
 PACK_SUFFIX = ".safetensors"
@@ -56,15 +56,9 @@ class Corpus:
         """Write a pack, atomically."""
         order = np.concatenate([self.recording(i) for i in range(len(self))])
         header = {"format": _PACK_FORMAT, "sample_rate": self.sample_rate}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=PACK_SUFFIX)
-        os.close(handle)
-        try:
-            tensors = {"samples": torch.from_numpy(order), "sizes": self.sizes.cpu()}
+        tensors = {"samples": torch.from_numpy(order), "sizes": self.sizes.cpu()}
+        with replacing(path, mode=0o644) as temporary:
             save_file(tensors, temporary, metadata={"fastenh.corpus": json.dumps(header)})
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
 
     def to(self, device: torch.device) -> Corpus:
         """The same on a device, where the whole of it has to fit."""

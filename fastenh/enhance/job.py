@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastenh.atomic import remove_abandoned
 from fastenh.audio import files
 from fastenh.audio.files import AudioError, Reader
 from fastenh.enhance.blend import usable
@@ -90,7 +91,7 @@ def run(
     manifests = {root: Manifest(root, settings) for root in {task.root for task in tasks} if root is not None}
     if not options.plan:
         for folder in {task.target.parent for task in tasks}:
-            files.remove_abandoned(folder)
+            remove_abandoned(folder)
     on_cpu = enhancer.device.type == "cpu"
     threads = options.threads or torch.get_num_threads()
     workers = threads if on_cpu else 1

@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastenh.atomic import replacing
 from fastenh.models.frontend import SpectralModel
 from fastenh.models.registry import ModelError, build, make_config
 
@@ -52,14 +51,8 @@ def save(path: Path, name: str, config: Any, model: SpectralModel, training: dic
         "training": training,
         "sha256": _digest(tensors),
     }
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=SUFFIX)
-    os.close(handle)
-    try:
+    with replacing(path, mode=0o644) as temporary:
         save_file(tensors, temporary, metadata={"fastenh": json.dumps(header)})
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def load(source: str | Path) -> tuple[SpectralModel, Checkpoint]:

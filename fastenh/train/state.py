@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastenh.atomic import replacing
 
 STATE = "state.pt"
 
@@ -18,13 +18,8 @@ class RunError(ValueError):
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".state-")
-    try:
-        with os.fdopen(handle, "wb") as file:  # by name, torch refuses one that begins with a dot
-            torch.save(state, file)
-        Path(name).replace(folder / STATE)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replacing(folder / STATE, mode=0o600) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)  # by name, torch refuses one that begins with a dot
 
 
 def load_state(folder: Path) -> dict[str, Any]:

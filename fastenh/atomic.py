@@ -1,0 +1,79 @@
+"""Files that are replaced as a whole or not at all.
+
+Until the new content is complete it is in a hidden temporary file beside the target. ``replacing`` guarantees that
+
+- whoever opens the target finds all of the old content or all of the new, at any time;
+- an error while writing leaves the target as it was, and no temporary file;
+- a process that is killed leaves the target as it was, and a temporary file. Those of ``replacing_locked`` can be told
+  from the ones that are still being written, and ``remove_abandoned`` removes them.
+
+After a power failure the new content may be lost: nothing waits for the disk. A target that is a link is replaced
+itself, not what it points to. Two of the libraries in use write such files, and neither will do: safetensors begins to
+with 0.8, and then lets their owner alone read them; click replaces the target after an error, too.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PREFIX, _LOCKED_PREFIX = ".fastenh-new-", ".fastenh-part-"
+
+
+@contextmanager
+def replacing(path: Path, mode: int | None = None, prefix: str = _PREFIX) -> Iterator[Path]:
+    """A temporary file to write to, or to replace, which becomes ``path`` when the context ends without an error.
+
+    Its name begins with ``prefix`` and has the suffix of ``path``, whose folder must exist. mode: the permissions of
+    the file; unless given, those that the umask leaves, as for any new file. Raises ``OSError``.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+    os.close(handle)  # Windows replaces no open file
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_UMASK if mode is None else mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_locked(path: Path) -> Iterator[Path]:
+    """As ``replacing``, in a folder that ``remove_abandoned`` may be called for meanwhile.
+
+    The lock is on the temporary file, which therefore must be written to and not be replaced (safetensors does that).
+    """
+    with replacing(path, prefix=_LOCKED_PREFIX) as temporary, temporary.open("r+b") as file:
+        with suppress(OSError):  # a file system without locks
+            _lock(file.fileno())
+        yield temporary
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of runs that were killed; those of runs that go on are locked, and stay."""
+    for path in folder.glob(f"{_LOCKED_PREFIX}*"):
+        with suppress(OSError), path.open("rb") as file:
+            _lock(file.fileno())
+            path.unlink()
+
+
+def _lock(handle: int) -> None:
+    """Raises ``OSError`` where another process, or another handle of this one, has the lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where an open file cannot be removed anyway
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _umask()  # asked for once: to ask is to change it for a moment, in all threads
