@@ -27,6 +27,16 @@ def test_worker_processes_of_the_metrics_import_no_torch():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_enhancing_imports_nothing_of_training_or_data():
+    program = (
+        "import sys, fastenh.cli.enhance\n"
+        "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('fastenh.')}\n"
+        "assert 'enhance' in rooms and not {'train', 'data'} & rooms, rooms\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_models():
     result = CliRunner().invoke(main, ["models"], env={"COLUMNS": "200"})
     assert result.exit_code == 0

@@ -14,6 +14,7 @@ import soundfile
 
 from fastenh.atomic import replacing_locked
 from fastenh.audio.resampling import resample
+from fastenh.errors import ProcessingError
 
 _CONTAINERS = "wav wave rf64 w64 flac ogg oga opus mp3 aif aiff aifc au snd caf"
 SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
@@ -32,7 +33,7 @@ _BY_ENDING = {
 FORMATS = tuple(ending[1:] for ending in _BY_ENDING)
 
 
-class AudioError(Exception):
+class AudioError(ProcessingError):
     """A sound file that cannot be read or written; the message names it."""
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastenh.cli.errors import one_line
-from fastenh.enhance.enhancer import pick_device
+from fastenh.devices import pick_device
 from fastenh.train.loop import Trainer
 from fastenh.train.profiling import StepProfile, profile_steps
 from fastenh.train.recipe import load_recipe

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from fastenh.cli.errors import one_line
-from fastenh.enhance.enhancer import pick_device
+from fastenh.devices import pick_device
 from fastenh.evaluate.metrics import DIGITS, LABELS
 from fastenh.models.registry import count_parameters
 from fastenh.train.journal import Event

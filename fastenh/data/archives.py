@@ -18,11 +18,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
 from fastenh.audio.files import is_audio_name
+from fastenh.errors import ProcessingError
 
 _CHUNK = 1 << 20
 
 
-class ArchiveError(ValueError):
+class ArchiveError(ProcessingError, ValueError):
     """An archive that is damaged, not safe, or larger than was allowed; the message names it."""
 
 

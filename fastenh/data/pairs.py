@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from fastenh.audio.files import AudioError, count_frames, list_audio, read_mono
+from fastenh.errors import ProcessingError
 
 _TOLERATED_LAG = 0.010  # seconds: less is an offset of the recording chain, more is another take
 _SEARCHED_LAG = 0.5
 
 
-class PairError(ValueError):
+class PairError(ProcessingError, ValueError):
     """Pairs that cannot be trained or judged on; the message names the files."""
 
 

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from fastenh.audio.files import MAX_CHANNELS
 from fastenh.audio.resampling import Resampler
+from fastenh.devices import pick_device, pick_dtype
 from fastenh.enhance.blend import Blend
 from fastenh.enhance.engine import Inline, Pool
 from fastenh.enhance.graphs import GraphedModel
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
+from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
 
 log = logging.getLogger("fastenh")
 Waveform = TypeVar("Waveform", np.ndarray, Tensor)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # With these a window is 256 frames: lengths that 32 divides make the softmax of a CPU 1.2 to 1.8 times as fast.
 SPAN_SECONDS, CONTEXT_SECONDS = 3.58, 0.25
@@ -36,12 +36,8 @@ _AUDIBLE = 1e-6  # mean square: -60 dBFS
 _LOST = 1e-12  # of the energy: no noise suppression takes 120 dB off a whole recording
 
 
-class EnhancementError(RuntimeError):
+class EnhancementError(ProcessingError, RuntimeError):
     """The model gave something that is no sound, or silence for sound."""
-
-
-class DeviceError(ValueError):
-    """A device or a number format that is not to be had here."""
 
 
 class Enhancer:
@@ -200,24 +196,3 @@ def _gather(channels: list[Future[np.ndarray]]) -> np.ndarray:
 
 def _energy(block: np.ndarray) -> float:
     return float(np.square(block, dtype=np.float64).sum())
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises ``DeviceError`` for a device that is not here."""
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-        torch.empty(0, device=picked)
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return picked
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on CUDA and float32 elsewhere. Raises ``DeviceError`` for another name."""
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if dtype not in DTYPES:
-        raise DeviceError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
-    return DTYPES[dtype]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastenh.audio import files
+from fastenh.errors import UsageError
 
 DEFAULT_SUFFIX = "-enhanced"
 
 
-class JobError(ValueError):
+class JobError(UsageError, ValueError):
     """A job that cannot be laid out: the options do not say where each file shall go."""
 
 

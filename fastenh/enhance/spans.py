@@ -14,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastenh.errors import UsageError
 
-class SpanError(ValueError):
+
+class SpanError(UsageError, ValueError):
     """Lengths that make no windows."""
 
 

@@ -7,13 +7,15 @@ import warnings
 
 import numpy as np
 
+from fastenh.errors import ProcessingError
+
 SAMPLE_RATE = 16_000
 METRICS = ("pesq", "stoi", "si_sdr")
 LABELS = {"pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDR"}
 DIGITS = {"pesq": 3, "stoi": 3, "si_sdr": 2}
 
 
-class MetricError(Exception):
+class MetricError(ProcessingError):
     """A metric that cannot be computed for these waveforms; never replaced by a number."""
 
 

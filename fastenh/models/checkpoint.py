@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastenh.atomic import replacing
+from fastenh.errors import ProcessingError
 from fastenh.models.frontend import SpectralModel
 from fastenh.models.registry import ModelError, build, make_config
 
@@ -28,7 +29,7 @@ FORMAT = 1
 SUFFIX = ".safetensors"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(ProcessingError, ValueError):
     """A checkpoint that is missing, damaged, or of another model or version than it says."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastenh.errors import UsageError
 from fastenh.models.crn import CRN, CRNConfig
 from fastenh.models.dpt import DPT, DPTConfig
 from fastenh.models.dpt_complex import DPTComplex, DPTComplexConfig
@@ -17,7 +18,7 @@ from fastenh.models.frontend import BINS, SAMPLE_RATE, SpectralModel
 from fastenh.models.transformers import MelTransformer, MelTransformerConfig, STFTTransformer, STFTTransformerConfig
 
 
-class ModelError(ValueError):
+class ModelError(UsageError, ValueError):
     """No such model, or a configuration that it does not take."""
 
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fastenh.data.feed import Batch, Share, prefetch
+from fastenh.devices import pick_precision
+from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
 from fastenh.models.batch_norm import join_batch_norms
 from fastenh.models.frontend import SpectralModel
@@ -30,7 +32,7 @@ from fastenh.train.optimisers import make_optimiser
 from fastenh.train.ranks import agree, average_gradients, from_first
 from fastenh.train.recipe import Recipe, to_values
 from fastenh.train.schedule import Branch, Plateau, learning_rate_share
-from fastenh.train.setup import average_weights, initial_model, pick_precision, training_summary
+from fastenh.train.setup import average_weights, initial_model, training_summary
 from fastenh.train.sources import Sources
 from fastenh.train.state import RunError, load_state, save_state
 from fastenh.train.validation import validate
@@ -40,7 +42,7 @@ _LOG_STEPS = 20
 _SEED_STRIDE = 1_000_003  # a prime: the seeds of the steps of two runs do not meet
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ProcessingError, RuntimeError):
     """Training that cannot go on."""
 
 

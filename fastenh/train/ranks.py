@@ -12,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastenh.data.feed import Share
+from fastenh.errors import UsageError
 from fastenh.models.batch_norm import processes
 
 
-class RankError(ValueError):
+class RankError(UsageError, ValueError):
     """Processes that cannot train together."""
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fastenh.data.mixing import MixingConfig
+from fastenh.errors import UsageError
 from fastenh.models.registry import ModelError, entry
 from fastenh.train.losses import LossConfig
 
 
-class RecipeError(ValueError):
+class RecipeError(UsageError, ValueError):
     """A recipe that is not there or not valid; the message names the key."""
 
 

@@ -1,4 +1,4 @@
-"""What a run begins with: model, averaged weights, precision; and what its checkpoints say of it."""
+"""What a run begins with: model and averaged weights; and what its checkpoints say of it."""
 
 from __future__ import annotations
 
@@ -69,13 +69,3 @@ def average_weights(model: SpectralModel, decay: float) -> AveragedModel | None:
             torch._foreach_copy_(averages, values)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
-
-
-def pick_precision(asked: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: bfloat16 where the device computes in it, float32 elsewhere."""
-    if asked != "auto":
-        return getattr(torch, asked)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32  # emulated bfloat16 is slower than float32

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from fastenh.atomic import replacing
+from fastenh.errors import ProcessingError
 
 STATE = "state.pt"
 
 
-class RunError(ValueError):
+class RunError(ProcessingError, ValueError):
     """A run folder that cannot be used as asked."""
 
 

@@ -1,0 +1,50 @@
+"""Devices, and the number formats that they compute in."""
+
+from __future__ import annotations
+
+import torch
+
+from fastenh.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class DeviceError(UsageError, ValueError):
+    """A device or a number format that is not to be had here."""
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """``auto`` is CUDA where there is one. Raises ``DeviceError`` for a device that is not here."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype to enhance in: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises ``DeviceError`` for another name.
+    """
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    if dtype not in DTYPES:
+        raise DeviceError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
+    return DTYPES[dtype]
+
+
+def pick_precision(asked: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast in training: ``auto`` is bfloat16 where the device computes in it, float32 elsewhere.
+
+    Unlike ``pick_dtype`` it takes bfloat16 on a CPU, too, if that has instructions for it.
+    """
+    if asked != "auto":
+        return DTYPES[asked]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32  # emulated bfloat16 is slower than float32
