@@ -75,16 +75,16 @@ def command(
             console.print(f"changed since the run began: {', '.join(changed)}")
         console.print(_opening(trainer, recipe.model, sources.description))
         reason = trainer.train(max_minutes)
-        console.print(f"{reason} at step {trainer.step}; {folder} holds the checkpoints")
+        console.print(f"{reason} at step {trainer.steps}; {folder} holds the checkpoints")
 
 
 def _opening(trainer: Trainer, name: str, data: str) -> str:
-    precision = str(trainer.autocast_dtype).removeprefix("torch.")
-    steps = trainer.total_steps
-    start = f", from step {trainer.step}" if trainer.step else ""
-    ranks = f"{trainer.share.ranks} x " if trainer.share.ranks > 1 else ""
-    parameters = f"{count_parameters(trainer.model):,} parameters"
-    return f"{name}, {parameters}; {data}; {ranks}{trainer.device.type}, {precision}; {steps} steps{start}"
+    step = trainer.step
+    precision = str(step.autocast_dtype).removeprefix("torch.")
+    start = f", from step {trainer.steps}" if trainer.steps else ""
+    ranks = f"{step.share.ranks} x " if step.share.ranks > 1 else ""
+    parameters = f"{count_parameters(step.model):,} parameters"
+    return f"{name}, {parameters}; {data}; {ranks}{step.device.type}, {precision}; {trainer.total_steps} steps{start}"
 
 
 def _show(console: Console, event: Event, quiet: bool) -> None:

@@ -33,11 +33,11 @@ def profile_steps(trainer: Trainer, steps: int, trace: Path, operations: int = 1
 
     The data is made in line here, so that its whole cost shows; ``train`` makes it ahead, beside the step.
     """
-    batches = map(trainer.sources.feed.batch, itertools.count(trainer.step))
+    batches = map(trainer.sources.feed.batch, itertools.count(trainer.steps))
     for _ in range(_WARM_UP):
         trainer.advance(batches)
     seconds = _timed(trainer, batches, steps)
-    cuda = trainer.device.type == "cuda"
+    cuda = trainer.step.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     with profile(activities=activities) as profiler:
         profiled = _timed(trainer, batches, steps)
@@ -64,6 +64,6 @@ def _timed(trainer: Trainer, batches: map, steps: int) -> float:
     began = time.perf_counter()
     for _ in range(steps):
         trainer.advance(batches)
-    if trainer.device.type == "cuda":
-        torch.cuda.synchronize(trainer.device)
+    if trainer.step.device.type == "cuda":
+        torch.cuda.synchronize(trainer.step.device)
     return (time.perf_counter() - began) / steps

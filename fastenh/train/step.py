@@ -1,0 +1,156 @@
+"""One step of training: a batch goes in, the weights move. It knows no data, no folder and no epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.profiler import record_function
+
+from fastenh.data.feed import Batch, Share
+from fastenh.devices import pick_precision
+from fastenh.models import checkpoint
+from fastenh.models.batch_norm import join_batch_norms
+from fastenh.models.frontend import SpectralModel
+from fastenh.models.registry import build
+from fastenh.ops import backend
+from fastenh.train.graphs import Gradients, GraphedGradients
+from fastenh.train.losses import EnhancementLoss
+from fastenh.train.optimisers import make_optimiser
+from fastenh.train.ranks import average_gradients
+from fastenh.train.recipe import Recipe
+from fastenh.train.state import RunError
+
+_SEED_STRIDE = 1_000_003  # a prime: the seeds of the steps of two runs do not meet
+
+
+class Step:
+    """Model, loss, optimiser and averaged weights of a recipe, and what one step does to them.
+
+    With several processes each calls its own ``Step`` with its ``share`` of the batch, and all end with the same
+    weights. ``state_dict`` holds all that later steps depend on: on the CPU they go on from it bit for bit.
+    Raises ``RunError`` where ``run.init`` names weights that do not fit.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, share: Share | None = None) -> None:
+        self.recipe, self.device, self.share = recipe, device, share or Share()
+        torch.manual_seed(recipe.data.seed)
+        self.model = initial_model(recipe).to(device)
+        if self.share.ranks > 1:
+            join_batch_norms(self.model)
+        self.loss = EnhancementLoss(recipe.loss, self.model.frontend.hop).to(device)
+        self.optimiser = make_optimiser(self.model, recipe.optimiser)
+        self.ema = average_weights(self.model, recipe.run.ema)
+        self.autocast_dtype = pick_precision(recipe.run.precision, device)
+        if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
+            backend.choose(device, training=True)  # the kernels' own test, before anything is traced
+            self.model.core.compile()
+        self.gradients: Gradients = self._backward
+        if recipe.run.graph == "auto" and device.type == "cuda" and self.share.ranks == 1:
+            self.gradients = GraphedGradients(self._backward, self.model.parameters())
+
+    def __call__(self, batch: Batch, number: int, learning_rate: float) -> float:
+        """Step number ``number`` of the run, on this process's share of its batch.
+
+        Returns the loss of the whole batch. Where it or the gradient is not finite, the step is skipped: weights,
+        averages and batch-norm statistics stay as they were, and NaN is returned.
+        """
+        # Dropout draws by step and process, not by history: a resumed run draws what it would have drawn.
+        number = number * self.share.ranks + self.share.rank
+        torch.manual_seed(self.recipe.data.seed * _SEED_STRIDE + number)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.model.train()
+        statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms: a bad step spoils them
+        loss = self.gradients(*(side.to(self.device, non_blocking=True) for side in batch))
+        with record_function("optimiser"):
+            loss = average_gradients(list(self.model.parameters()), loss)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
+            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+                for buffer, value in zip(self.model.buffers(), statistics, strict=True):
+                    buffer.copy_(value)
+                return math.nan
+            self.optimiser.step()
+            if self.ema is not None:
+                self.ema.update_parameters(self.model)
+        return loss.item()
+
+    def _backward(self, noisy: Tensor, clean: Tensor) -> Tensor:
+        """Gradients of the mean loss of the batch, which goes through the model in ``run.accumulate`` parts."""
+        self.optimiser.zero_grad()
+        parts = self.recipe.run.accumulate
+        total = torch.zeros((), device=self.device)
+        mixed = self.autocast_dtype != torch.float32
+        for part, target in zip(noisy.chunk(parts), clean.chunk(parts), strict=True):
+            with record_function("forward"), torch.autocast(self.device.type, self.autocast_dtype, enabled=mixed):
+                enhanced, spectrum = self.model.with_spectrum(part)
+            with record_function("loss"):
+                loss = self.loss(enhanced.float(), target, part, spectrum) / parts
+            with record_function("backward"):
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the last step."""
+        return self.optimiser.param_groups[0]["lr"]
+
+    @property
+    def judged(self) -> SpectralModel:
+        """The model that is validated and kept: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.core.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Other keys than those of ``state_dict`` may be there. Raises ``ValueError`` for another optimiser's state."""
+        self.model.core.load_state_dict(state["model"])
+        try:
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"the state of another optimiser than {self.recipe.optimiser.kind}") from error
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+
+
+def initial_model(recipe: Recipe) -> SpectralModel:
+    """Fresh weights, or those of ``run.init``. Raises ``RunError`` where they are of another model."""
+    model = build(recipe.model, recipe.config)
+    if recipe.run.init:
+        start, found = checkpoint.load(recipe.run.init)
+        if found.name != recipe.model:
+            raise RunError(f"run.init: {recipe.run.init} is a {found.name}, the recipe trains a {recipe.model}")
+        try:
+            model.load_state_dict(start.state_dict())
+        except RuntimeError as error:
+            raise RunError(f"run.init: {recipe.run.init} has another configuration than the recipe") from error
+    return model
+
+
+def average_weights(model: SpectralModel, decay: float) -> AveragedModel | None:
+    """The exponential average of weights and statistics over steps; nothing for a decay of 0.
+
+    After n steps the decay is at most (1 + n) / (10 + n): a constant one would remember the random weights of the
+    beginning for many times 1 / (1 - decay) steps.
+    """
+    if not decay:
+        return None
+
+    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
+        """Of one kind of tensor; counters of steps are copied."""
+        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - now)
+        else:
+            torch._foreach_copy_(averages, values)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
