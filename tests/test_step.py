@@ -11,8 +11,9 @@ from conftest import TINY_DPT
 from torch import nn
 
 from fastenh.data.feed import Share
+from fastenh.devices import pick_precision
 from fastenh.train.recipe import make_recipe
-from fastenh.train.step import Step, average_weights, pick_precision
+from fastenh.train.step import Step, average_weights
 
 CPU = torch.device("cpu")
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
