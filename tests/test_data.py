@@ -15,7 +15,7 @@ from fastenh.data.corpus import Corpus
 from fastenh.data.degradations import codec, respeed
 from fastenh.data.draws import Draws
 from fastenh.data.feed import MixFeed, PairFeed, Share, prefetch
-from fastenh.data.filters import active_rms
+from fastenh.data.filters import active_rms, convolve
 from fastenh.data.mixing import Mixer, MixingConfig
 from fastenh.data.pairs import Pair, PairError, find_lag, load_pair, match_pairs
 from fastenh.data.synthetic import synthetic_noise
@@ -49,6 +49,26 @@ def noises():
 def rooms():
     decay = np.exp(-np.arange(4000) / 600) * np.random.default_rng(0).standard_normal(4000) * 0.2
     return corpus([np.concatenate([np.zeros(50), [0.9], decay])])
+
+
+def tone(hertz, length=RATE):
+    return 0.3 * np.sin(2 * np.pi * hertz / RATE * np.arange(length))
+
+
+def white(length=40_000, seed=0):
+    return noise(length, seed, scale=0.1)
+
+
+def mix(speech, noises, rooms=None, length=16_000, pairs=8, **settings):
+    """Pairs in which nothing happens but what ``settings`` say."""
+    return Mixer(MixingConfig(**{**vars(PLAIN), **settings}), speech, noises, rooms, length, seed=0).pairs(range(pairs))
+
+
+def power(x, low, high):
+    """(B,): mean power of the bins between two frequencies."""
+    spectrum = torch.fft.rfft(x).abs().square()
+    size = x.shape[-1]
+    return spectrum[:, round(low * size / RATE) : round(high * size / RATE) + 1].mean(1)
 
 
 def write(path, samples, rate=RATE):
@@ -125,10 +145,72 @@ def test_target_stays_aligned_with_the_speech(config, speech, noises, rooms):
         assert correlation.argmax() == 0
 
 
+def test_crops_hold_speech_for_half_of_their_time(noises):
+    """Of a recording whose second half is silent: four tries find such a crop 15 times of 16."""
+    speech = corpus([np.concatenate([white(), np.zeros(40_000)])])
+    _, clean = mix(speech, noises, length=8000, pairs=100)
+    frames = clean.unfold(1, 320, 320).square().mean(2)
+    active = (frames > 1e-3 * frames.amax(1, keepdim=True)).float().mean(1) > 0.45
+    assert active.float().mean() > 0.85
+
+
+def test_the_target_keeps_early_reflections_alone(noises):
+    """Of echoes after 45 and 55 ms the first is in the target; seen in the correlation of white noise with itself."""
+    response = np.zeros(4000)
+    response[[0, 720, 880]] = 0.9, 0.6, 0.5
+    sides = mix(corpus([white()]), noises, corpus([response]), reverberation=1, snr_db=(100.0, 100.0))
+    for side, late in zip(sides, (True, False), strict=True):
+        likeness = [(side[:, lag:] * side[:, :-lag]).sum(1) / side.square().sum(1) for lag in (720, 880)]
+        assert (likeness[0] > 0.3).all()
+        assert ((likeness[1] > 0.2) == late).all()
+
+
+def test_rooms_keep_the_level(noises, rooms):
+    noisy, _ = mix(corpus([white()]), noises, rooms, reverberation=1, snr_db=(100, 100), level_db=(-20, -20))
+    torch.testing.assert_close(20 * torch.log10(active_rms(noisy)), torch.full((8, 1), -20.0), rtol=0, atol=2)
+
+
+def test_babble_is_of_several_voices(noises):
+    """Each recording of speech is a tone of its own, so that the voices can be counted."""
+    speech = corpus([tone(hertz) for hertz in range(200, 5200, 100)])
+    noisy, clean = mix(speech, noises, babble=1, snr_db=(-20, -20))
+    strength = torch.fft.rfft(noisy - clean).abs()
+    voices = strength[:, 200:5200:100] > 0.1 * strength.amax(1, keepdim=True)
+    counts = voices.sum(1)
+    assert counts.max() <= 7
+    assert counts.float().mean() > 3
+    voices_alone = power(noisy - clean, 6000, 8000) < 1e-4 * power(noisy - clean, 0, 6000)
+    assert voices_alone.all()
+
+
+def test_long_noises_are_drawn_more_often_but_not_in_proportion():
+    """By the root of their length: one of a hundredth has a share of 1 / 11."""
+    noises = corpus([tone(1000, 400), tone(3000, 40_000)])
+    noisy, clean = mix(corpus([white()]), noises, length=800, pairs=400, snr_db=(-30, -30))
+    short = power(noisy - clean, 1000, 1000) > power(noisy - clean, 3000, 3000)
+    assert short.float().mean().item() == pytest.approx(1 / 11, abs=0.04)
+
+
+def test_the_band_limit_is_on_both_sides(noises):
+    for side in mix(corpus([white()]), noises, band_limit=1, snr_db=(100, 100)):
+        assert (power(side, 7800, 8000) < 1e-4 * power(side, 100, 2000)).all()
+
+
+def test_clipping_and_codec_are_on_the_noisy_side(noises):
+    for kind, clips in (("clipping", True), ("codec", False)):
+        noisy, clean = mix(corpus([white()]), noises, snr_db=(100, 100), **{kind: 1})
+        assert ((noisy - clean).norm(dim=1) > 1e-3 * clean.norm(dim=1)).all()
+        for side, clipped in ((noisy, clips), (clean, False)):
+            assert (((side.abs() == side.abs().amax(1, keepdim=True)).sum(1) > 1) == clipped).all()
+
+
 def test_noise_alone_has_a_silent_target(speech, noises):
     noisy, clean = Mixer(MixingConfig(noise_only=1.0), speech, noises, None, 16_000, seed=0).pairs([0])
     assert not clean.any()
     assert noisy.any()
+    noisy, clean = mix(corpus([tone(1000)]), corpus([tone(3000)]), noise_only=1)
+    assert not clean.any()
+    assert (power(noisy, 1000, 1000) < 1e-6 * power(noisy, 3000, 3000)).all()
 
 
 def test_recordings_shorter_than_a_crop(noises):
@@ -164,6 +246,22 @@ def test_respeed_is_the_tone_played_faster():
         assert rest.norm() / inner.norm() < 0.05
 
 
+def test_respeed_takes_out_what_would_fold_back():
+    def played(hertz):
+        wave = torch.from_numpy(tone(hertz, 4000).astype(np.float32)).expand(20, -1)
+        return respeed(Draws.of(1, range(20), torch.device("cpu")), wave)[:, 200:3400]
+
+    faster = torch.fft.rfft(played(1000)).abs().argmax(1) * RATE / 3200 > 1100
+    assert faster.sum() > 2
+    assert (played(7900)[faster].std(1) < 0.2 * played(1000)[faster].std(1)).all()  # 0.9 and more if it did
+
+
+def test_convolution_is_the_textbook_one():
+    x, response = (torch.randn(3, length, generator=torch.Generator().manual_seed(1)) for length in (50, 30))
+    expected = np.stack([np.convolve(a, b)[:50] for a, b in zip(x.numpy(), response.numpy(), strict=True)])
+    np.testing.assert_allclose(convolve(x, response), expected, atol=1e-4)
+
+
 def test_codec_loses_what_is_weak_beside_its_band():
     draws = Draws.of(0, range(4), torch.device("cpu"))
     clean = torch.from_numpy(np.stack([voice(16_000, seed) for seed in range(4)]))
@@ -181,6 +279,8 @@ def test_synthetic_noise_is_finite_and_audible(length):
     assert torch.isfinite(made).all()
     if length > 1:
         torch.testing.assert_close(made.square().mean(1).sqrt(), torch.ones(100), rtol=0, atol=1e-3)
+    if length == 8000:  # as noises do, most of them fall with the frequency
+        assert (power(made, 0, 1000) > power(made, 4000, 8000)).float().mean() > 0.8
 
 
 # --- corpora -------------------------------------------------------------------------------------------------------
@@ -351,6 +451,8 @@ def test_an_epoch_shows_each_pair_once(ramp_pairs):
     feed = PairFeed(ramp_pairs, batch_size=1, length=10_000, sample_rate=RATE, seed=3)
     lengths = [int((feed.batch(step)[0] != 0).sum()) for step in range(6)]
     assert sorted(lengths[:3]) == sorted(lengths[3:]) == [300, 5000, 7000]
+    orders = {tuple(int((feed.batch(3 * epoch + n)[0] != 0).sum()) for n in range(3)) for epoch in range(8)}
+    assert len(orders) > 1
 
 
 def test_devices_share_the_batches_of_one(speech, noises, ramp_pairs):

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import voice
+from test_ops import textbook_layer
 from torch import nn
 
 from fastenh.models.dpt_complex import DPTComplex, DPTComplexConfig, band_matrices, compress, expand, multiply
@@ -26,6 +28,60 @@ def core(dtype=torch.float32, **settings):
 
 def spectrum(frames, clips=1, dtype=torch.complex64):
     return torch.randn(clips, 257, frames, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def textbook(model, noisy):
+    """The offline form in evaluation as a figure would show it, with the weights of ``model``."""
+
+    def convolve(part, x):
+        return F.silu(part.norm(part.conv(x)))
+
+    def attend(layer, sequences):
+        encoder = textbook_layer(layer.weights(), layer.heads).eval()
+        return encoder(sequences.flatten(0, 1)).view(sequences.shape)
+
+    power = model.compression
+    squeezed = noisy[:, :-1] * noisy[:, :-1].abs() ** (power - 1)
+    x = torch.stack([squeezed.real, squeezed.imag, squeezed.abs()], 1)
+    x = F.silu(model.front_norm(F.conv2d(x, model.front.weight, stride=(4, 1), padding=(2, 1))))
+    skips = [x]
+    for part in model.encoder:
+        skips.append(convolve(part, skips[-1]))
+    y = torch.einsum("gf,bcft->bgtc", model.to_bands, skips[-1])  # (B, bands, T, C')
+    y = model.enter(y) + model.positions.unsqueeze(1)
+    for over_time, over_bands in zip(model.layers[::2], model.layers[1::2], strict=True):
+        normal = over_time.norm(y).transpose(2, 3).flatten(0, 1)
+        taps = over_time.taps.weight.squeeze(3)
+        near = F.conv1d(normal, taps, over_time.taps.bias, padding=taps.shape[2] // 2, groups=taps.shape[0])
+        y = attend(over_time.attention, y + near.unflatten(0, y.shape[:2]).transpose(2, 3))
+        y = attend(over_bands, y.transpose(1, 2)).transpose(1, 2)
+    x = torch.einsum("fg,bgtc->bcft", model.from_bands, model.leave(y))
+    for number, part in enumerate(model.decoder):
+        x = convolve(part, convolve(model.mix[number], torch.cat([x, skips[-1 - number]], 1)))
+    x = convolve(model.mix[-1], torch.cat([x, skips[0]], 1))
+    mask = F.conv_transpose2d(x, model.head.weight, model.head.bias, stride=(4, 1), padding=(2, 1))
+    masked = torch.complex(mask[:, 0], mask[:, 1]) * squeezed
+    return F.pad(masked * masked.abs() ** (1 / power - 1), (0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("frames", [1, 9])
+def test_offline_form_is_the_textbook_one(frames):
+    model, noisy = core(torch.float64), spectrum(frames, clips=2, dtype=torch.complex128)
+    torch.testing.assert_close(model(noisy), textbook(model, noisy))
+
+
+def test_training_starts_from_an_attenuator():
+    """Of one half on the compressed spectrum, which turns no phase."""
+    torch.manual_seed(0)
+    noisy = spectrum(20)
+    with torch.no_grad():
+        squeezed = [
+            torch.complex(*compress(x[:, :-1], 0.3)[0].unbind(1))
+            for x in (noisy, build("dpt_complex").core.eval()(noisy))
+        ]
+    mask = squeezed[1] / squeezed[0]
+    assert mask.real.mean().item() == pytest.approx(0.5, abs=0.1)
+    assert mask.imag.mean().item() == pytest.approx(0.0, abs=0.1)
 
 
 @pytest.mark.parametrize("form", FORMS)

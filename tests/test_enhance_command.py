@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 from click.testing import CliRunner
 from conftest import SAMPLES, noise, voice
 from torch import nn
@@ -75,6 +77,29 @@ def test_several_inputs_and_single_files(run, folder, tmp_path):
     run(folder / "a.wav", "-o", tmp_path / "one.wav")
     assert (tmp_path / "one.wav").exists()
     assert "must end in .wav" in run(folder / "a.wav", "-o", tmp_path / "one.mp3", code=2)
+
+
+def test_threads_is_how_many_windows_run_at_a_time_on_a_core_each(run, tmp_path, monkeypatch):
+    threads, seen = torch.get_num_threads() + 2, set()
+    together = threading.Barrier(threads)
+    enhance = Enhancer.run
+
+    def waiting(enhancer, windows):
+        together.wait(5)  # for as many others
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return enhance(enhancer, windows)
+
+    monkeypatch.setattr(Enhancer, "run", waiting)
+    for index in range(2 * threads):
+        soundfile.write(tmp_path / f"{index}.wav", voice(1600), 16_000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # what a thread has that is not told otherwise
+    try:
+        run(tmp_path, "-o", tmp_path / "out", "--threads", threads)
+    finally:
+        torch.set_num_threads(before)
+    assert len(seen) == threads
+    assert {cores for _, cores in seen} == {1}
 
 
 def test_existing_outputs_are_skipped_unless_overwritten(run, folder):

@@ -103,6 +103,12 @@ def test_loudness_is_zwickers_law():
         assert quiet == pytest.approx(10**0.33, rel=0.15)  # about 3.3 dB SPL at 1 kHz
         expected = (quiet / 0.5) ** 0.23 * ((0.5 + 0.5 * 10 ** (decibel / 10) / quiet) ** 0.23 - 1)
         assert specific[band].item() == pytest.approx(expected, rel=0.02)
+    ones, turns = torch.ones(16_000), (-1.0) ** torch.arange(16_000)
+    for wave, band, share in ((ones, 0, 1), (turns, -1, 2 / 3)):  # the window moves a third to the next band
+        # The bins at 0 and at half of the rate count once: no negative frequency is their like.
+        specific, quiet = loudness(0.1 * wave.unsqueeze(0))[0, band, 20].item(), loudness.quiet[band].item()
+        expected = (quiet / 0.5) ** 0.23 * ((0.5 + 0.5 * share * 10**7.9 / quiet) ** 0.23 - 1)
+        assert specific == pytest.approx(expected, rel=0.01)
     silence = loudness(torch.zeros(1, 16_000))
     torch.testing.assert_close(silence[0, :, 0], (loudness.quiet / 0.5) ** 0.23 * (0.5**0.23 - 1))
     clean, noisy = pair()
@@ -121,6 +127,15 @@ def test_silent_target_and_silent_estimate_have_finite_gradients():
         total.backward()
         assert torch.isfinite(total)
         assert torch.isfinite(estimate.grad).all()
+
+
+@pytest.mark.parametrize("term", ["si_sdr", "multi_resolution"])
+def test_a_clip_with_a_silent_target_counts_as_zero(term):
+    clean, noisy = pair()
+    loss = EnhancementLoss(LossConfig(**NONE | {term: 1.0}))
+    alone = loss(noisy[:1], clean[:1], noisy[:1]).item()
+    clean[1] = 0
+    assert loss(noisy, clean, noisy).item() == pytest.approx(alone / 2, rel=1e-5)
 
 
 def test_level_changes_nothing():

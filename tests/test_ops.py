@@ -63,6 +63,30 @@ def test_attention_of_equal_keys_is_the_mean_of_the_values():
     torch.testing.assert_close(ops.axis_attention(qkv, 4, "time"), values.mean(1, keepdim=True).expand_as(values))
 
 
+def test_attention_weights_are_dropped():
+    """Of equal keys and values of one a position gets the share of weights that is left, doubled for a half."""
+    qkv = torch.ones(1, 50, 40, 12, dtype=F64, requires_grad=True)
+    given = ops.axis_attention(qkv, 2, "frequency", 0.5)[..., ::2].detach()  # a channel of either head
+    kept = given * 40 / 2
+    torch.testing.assert_close(kept, kept.round())
+    assert kept.mean().item() == pytest.approx(20, abs=0.5)
+    assert kept.std().item() == pytest.approx(10**0.5, rel=0.1)  # binomial
+
+
+@pytest.mark.parametrize(
+    ("bias", "masks"), [("out_bias", 1), ("down_bias", 1), ("up_bias", 2)], ids=["attention", "feed-forward", "hidden"]
+)
+def test_branches_and_hidden_units_are_dropped(bias, masks):
+    """All weights but one bias are 0, so a branch is this bias of 1 behind the dropouts on its way."""
+    zeros = ops.AxisLayerWeights(*map(torch.zeros_like, layer_weights(16, 16)))
+    down = torch.eye(16, dtype=F64) if bias == "up_bias" else zeros.down_weight
+    weights = zeros._replace(**{"down_weight": down, bias: torch.ones(16, dtype=F64)})
+    added = ops.axis_layer(torch.zeros(2, 20, 30, 16, dtype=F64), weights, 2, "time", 0.25)
+    kept = 0.75**masks
+    torch.testing.assert_close(added[added != 0].unique(), torch.tensor([1 / kept], dtype=F64))
+    assert (added != 0).double().mean().item() == pytest.approx(kept, abs=0.02)
+
+
 @pytest.mark.parametrize(("bins", "bands"), [(257, 65), (2, 1), (5, 3), (33, 9)])
 @pytest.mark.parametrize("frames", [1, 2, 7])
 def test_commuted_decoder_is_upsampling_then_convolution(bins, bands, frames):

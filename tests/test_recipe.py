@@ -91,12 +91,16 @@ def test_plateau_halves_after_patience_and_its_state_resumes():
     config = ScheduleConfig(kind="plateau", patience=2)
     plateau = Plateau()
     assert plateau.update(1.0, config)
-    assert [plateau.update(1.0, config) for _ in range(3)] == [False] * 3
-    assert (plateau.share, plateau.idle) == (0.5, 3)
+    shares = []
+    for _ in range(6):
+        assert not plateau.update(1.0, config)
+        shares.append(plateau.share)
+    assert shares == [1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
+    assert plateau.idle == 6
     copy = Plateau()
     copy.load_state_dict(json.loads(json.dumps(plateau.state_dict())))
     assert copy.update(0.9, config)
-    assert (copy.share, copy.idle, copy.best) == (0.5, 0, 0.9)
+    assert (copy.share, copy.idle, copy.best) == (0.25, 0, 0.9)
     negative = Plateau()  # losses with SI-SDR in them can be below zero
     assert negative.update(-1.0, config)
     assert not negative.update(-1.00001, config)

@@ -1,5 +1,6 @@
 """The training loop: it learns, stops, goes on, and survives bad steps."""
 
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from conftest import SAMPLES, noise
 
 from fastenh.cli import main
+from fastenh.data.feed import Share
 from fastenh.models import checkpoint
 from fastenh.models.registry import MODELS
 from fastenh.train import loop
@@ -36,12 +38,12 @@ TINY = [
 
 @pytest.fixture
 def trainer(data, tmp_path):
-    def make(name="run", *settings, resume=False):
+    def make(name="run", *settings, resume=False, share=None):
         given = [f"data.clean={data / 'speech'}", f"data.noise={data / 'noise'}"]
         recipe = load_recipe("dpt-mix", [*TINY, *given, *settings])
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        made = Trainer(recipe, open_sources(recipe), folder, torch.device("cpu"))
+        made = Trainer(recipe, open_sources(recipe), folder, torch.device("cpu"), share=share)
         if resume:
             made.resume()
         return made
@@ -68,6 +70,39 @@ def test_a_run_leaves_checkpoints_and_a_log(trainer):
     assert found.training["steps"] == max(event["step"] for event in epochs if event["best"])
     assert "speech" not in json.dumps(found.training["recipe"]["data"])  # no paths
     checkpoint.load(run.folder / "last.safetensors")
+
+
+def test_the_plateau_lowers_the_learning_rate(trainer):
+    settings = ("schedule.kind=plateau", "schedule.patience=0", "schedule.factor=0.5", "schedule.warmup_epochs=0")
+    run = trainer("run", *settings, "run.steps_per_epoch=1", "run.scored_pairs=0")
+    run.plateau.best = -1e9  # no epoch makes progress
+    run.train()
+    peak = run.recipe.optimiser.learning_rate
+    rates = [event["learning_rate"] for event in log_of(run) if event["kind"] == "epoch"]
+    assert rates == pytest.approx([peak, peak / 2, peak / 4])
+
+
+def test_dropout_draws_by_step_and_process(trainer):
+    """On one batch and without a learning rate, losses differ by what is dropped and by nothing else."""
+    losses = []
+    for name, rank in (("first", 0), ("second", 1), ("first again", 0)):
+        run = trainer(name, "optimiser.learning_rate=0", "config.dropout=0.5", share=Share(rank, 2))
+        batches = itertools.repeat(run.sources.feed.batch(0))
+        losses += [run.advance(batches) for _ in range(2)]
+    assert losses[:2] == losses[4:]
+    assert len(set(losses[:4])) == 4
+
+
+def test_the_averaged_weights_are_what_is_kept(trainer):
+    kept = []
+    for decay in ("0", "0.9"):
+        run = trainer(decay, f"run.ema={decay}", "run.epochs=1", "run.scored_pairs=0")
+        run.train()
+        kept.append([tensors(run.folder / f"{name}.safetensors") for name in ("last", "best")])
+    (plain, _), averaged = kept
+    for weights in averaged:
+        assert not torch.equal(weights["head.weight"], plain["head.weight"])
+        torch.testing.assert_close(weights["head.weight"], plain["head.weight"], rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7])
