@@ -201,7 +201,9 @@ def test_bad_steps_are_skipped_and_counted(trainer):
         run.advance(iter([bad]))
     with pytest.raises(TrainingError, match="10 steps in a row"):
         run.advance(iter([bad]))
-    assert [e["in_a_row"] for e in log_of(run) if e["kind"] == "skipped"] == [1, *range(1, 11)]
+    skipped = [event for event in log_of(run) if event["kind"] == "skipped"]
+    assert [event["in_a_row"] for event in skipped] == [1, *range(1, 11)]
+    assert [event["step"] for event in skipped] == [0, *range(2, 12)]
 
 
 def test_the_best_starts_anew_where_losses_cannot_be_compared(trainer):
