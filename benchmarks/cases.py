@@ -9,23 +9,26 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from textbook import TextbookDPT
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fastenh import ops
+import fastenh_kernels
+from benchmarks.textbook import TextbookDPT
 from fastenh.models import checkpoint
-from fastenh.models.frontend import BINS, SAMPLE_RATE, SpectralModel
-from fastenh.ops import AxisLayerWeights, backend, reference
+from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
 from fastenh.train.losses import EnhancementLoss, LossConfig
+from fastenh_kernels import backend
+from fastenh_kernels.examples import DPT, Inputs
+from fastenh_kernels.examples import leaves as leaves_of
+from fastenh_kernels.operation import OPERATIONS, Operation
 
-CLIP_SECONDS, FRAMES, BANDS, CHANNELS, HEADS, HIDDEN, FRONT, HEAD = 3, 188, 65, 128, 4, 512, 32, 64
-OPERATIONS = (
+CLIP_SECONDS, FRAMES = 3, 188
+TIMED = (
     "complex_mask", "encoder_front", "encoder_conv", "axis_attention_frequency", "axis_attention_time",
     "axis_layer_frequency", "axis_layer_time", "decoder_taps", "mask_head",
 )  # fmt: skip
-TRAINED_OPERATIONS = (*OPERATIONS, "upsampled_moments")
+TIMED_IN_TRAINING = (*TIMED, "upsampled_moments")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 GPU_IMPLEMENTATIONS = ("triton_bf16", "triton_fp32", "eager_fp32", "eager_tf32", "eager_bf16_sdpa", "compile_bf16")
 CPU_IMPLEMENTATIONS = ("eager_fp32", "eager_bf16_sdpa")
@@ -44,70 +47,51 @@ def dtype_of(implementation: str) -> torch.dtype:
 
 
 def arguments(
-    operation: str, clips: int, dtype: torch.dtype, device: torch.device, frames: int = FRAMES, training: bool = False
+    name: str, clips: int, dtype: torch.dtype, device: torch.device, frames: int = FRAMES, training: bool = False
 ) -> tuple[object, ...]:
     """Random inputs, and what else the operation takes; in training batch norms stand before the encoder's ReLU."""
-    generator = torch.Generator(device=device).manual_seed(0)
-
-    def rand(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.randn(*shape, device=device, dtype=torch.float32, generator=generator).to(dtype)
-
-    spectrum = torch.view_as_complex(rand(clips, frames, BINS, 2, dtype=torch.float32)).transpose(1, 2)
-    name, _, axis = operation.rpartition("_")
-    if operation == "complex_mask":
-        return rand(clips, frames, BINS).transpose(1, 2), spectrum, "sigmoid"
-    if operation == "encoder_front":
-        return spectrum, 0.3 * rand(FRONT, 1, 3, 3), rand(FRONT), not training
-    if operation == "encoder_conv":
-        return rand(clips, frames, 129, FRONT), 0.1 * rand(3, 3 * FRONT, CHANNELS), rand(CHANNELS), not training
-    if name == "axis_attention":
-        return rand(clips, frames, BANDS, 3 * CHANNELS), HEADS, axis
-    if name == "axis_layer":
-        shapes = [
-            (CHANNELS,),
-            (CHANNELS,),
-            (3 * CHANNELS, CHANNELS),
-            (3 * CHANNELS,),
-            (CHANNELS, CHANNELS),
-            (CHANNELS,),
-        ]
-        shapes += [(CHANNELS,), (CHANNELS,), (HIDDEN, CHANNELS), (HIDDEN,), (CHANNELS, HIDDEN), (CHANNELS,)]
-        weights = AxisLayerWeights(*(0.1 * rand(*shape) for shape in shapes))
-        return rand(clips, frames, BANDS, CHANNELS), weights, HEADS, axis
-    if operation == "decoder_taps":
-        x = rand(clips, frames, BANDS, CHANNELS)
-        return x, rand(*x.shape), 0.05 * rand(3, CHANNELS, 3 * HEAD)
-    z = rand(clips, frames, BANDS, 3, HEAD)
-    if operation == "upsampled_moments":
-        return z, BINS
-    return z, rand(HEAD), rand(HEAD), 0.2 * rand(HEAD), rand(1), spectrum
+    operation, axis = _split(name)
+    label = {"axis_attention": axis, "axis_layer": f"dpt, {axis}", "complex_mask": "sigmoid"}.get(operation.name)
+    uses = ("both", "training" if training or operation.name == "upsampled_moments" else "inference")
+    for example in operation.examples(Inputs(device, dtype, clips, frames)):
+        if label in (None, example.label) and example.use in uses:
+            return tree_map(lambda x: x.to(dtype) if _is_real(x) else x, example.arguments)
+    raise ValueError(f"{name}: no example of {operation.name} with the label {label}")
 
 
 def operation(name: str, implementation: str) -> Function:
     """The operation as ``implementation`` does it; takes what ``arguments`` gives."""
-    stem = _stem(name)
-    if implementation.startswith("triton"):
-        import fastenh_kernels
-
-        return getattr(fastenh_kernels, stem)
-    function = getattr(reference, stem)
-    if stem in ("axis_attention", "axis_layer"):
-        function = _without_dropout(function)
-    if stem == "encoder_front":
+    function = _forced(getattr(fastenh_kernels, _split(name)[0].name), implementation)
+    if not implementation.startswith("triton") and name == "encoder_front":
         function = _features_rounded(function)
     return _autotuned(function) if implementation.startswith("compile") else function
 
 
-def _stem(name: str) -> str:
-    return name.removesuffix("_frequency").removesuffix("_time")
+def _split(name: str) -> tuple[Operation, str]:
+    """An operation, and the axis that its name here ends with."""
+    for axis in ("frequency", "time"):
+        if name.endswith(f"_{axis}"):
+            return OPERATIONS[name.removesuffix(f"_{axis}")], axis
+    return OPERATIONS[name], ""
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _forced(function: Function, implementation: str) -> Function:
+    """The public function on the backend of an implementation."""
+
+    def forced(*given: object) -> Tensor:
+        device = next(leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)).device
+        with backend.use_backend(_backend_of(implementation, device)):
+            return function(*given)
+
+    return forced
 
 
 def _autotuned(function: Function) -> Function:
     return torch.compile(function, mode="max-autotune", dynamic=False)
-
-
-def _without_dropout(function: Function) -> Function:
-    return lambda *arguments: function(*arguments, 0.0)
 
 
 def _features_rounded(function: Function) -> Function:
@@ -123,29 +107,21 @@ def _features_rounded(function: Function) -> Function:
 def forward_backward(name: str, implementation: str, given: tuple[object, ...]) -> Callable[[], tuple[Tensor, ...]]:
     """Both passes of an operation on ``given`` (of ``arguments``): the gradients of all its real tensors.
 
-    Kernels run by the dispatcher of ``fastenh.ops``. The gradient of the result is the same for all implementations.
+    The gradient of the result is the same for all implementations.
     """
-    kernels = implementation.startswith("triton")
-    plain = getattr(ops, _stem(name)) if kernels else operation(name, "eager_fp32")
-    function = operation(name, implementation) if implementation.startswith("compile") else plain
-    given = tree_map(_leaf, given)
+    function = operation(name, implementation)
+    plain = operation(name, implementation.replace("compile", "eager"))
+    given = leaves_of(given)
     leaves = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    served = _backend_of(implementation, leaves[0].device)
-    with backend.use_backend(served), torch.no_grad():
+    with torch.no_grad():
         results = _several(plain(*given))
     generator = torch.Generator(device=leaves[0].device).manual_seed(1)
     upstream = [_gradient_like(result, generator) for result in results]
 
     def both() -> tuple[Tensor, ...]:
-        with backend.use_backend(served):
-            return torch.autograd.grad(_several(function(*given)), leaves, upstream)
+        return torch.autograd.grad(_several(function(*given)), leaves, upstream)
 
     return both
-
-
-def _leaf(value: object) -> object:
-    real = isinstance(value, Tensor) and value.is_floating_point()
-    return value.detach().requires_grad_() if real else value
 
 
 def _several(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -292,7 +268,7 @@ def fastest_sdpa(device: torch.device, gradients: bool = False) -> SDPBackend:
     """The SDPA backend that is fastest on 188 frames of 65 bands of 64 clips in bfloat16; with its backward pass?"""
     from triton.testing import do_bench
 
-    q = torch.randn(64 * BANDS, HEADS, FRAMES, CHANNELS // HEADS, device=device, dtype=torch.bfloat16)
+    q = torch.randn(64 * DPT.bands, DPT.heads, FRAMES, DPT.channels // DPT.heads, device=device, dtype=torch.bfloat16)
     q.requires_grad_(gradients)
 
     def attend() -> None:

@@ -1,6 +1,6 @@
-"""What changed between two runs: python benchmarks/compare.py A.json B.json
+"""What changed between two runs: python -m benchmarks.compare A.json B.json
 
-Takes the results of ``gpu.py``, and the pipes of ``python -m fastenh_kernels.cubins --pipes --json FILE``.
+Takes the results of ``gpu.py``, and the pipes of ``python -m benchmarks.roofline --pipes --json FILE``.
 """
 
 from __future__ import annotations

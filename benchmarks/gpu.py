@@ -1,8 +1,8 @@
 """One run on a GPU: parity first, then every operation and the model, or its training step, beside their rivals.
 
-usage: python benchmarks/gpu.py [--minutes 7] [-o FILE]        writes benchmarks/results/DEVICE.json, prints the table
-       python benchmarks/gpu.py --part training [...]          writes benchmarks/results/DEVICE-training.json
-       python benchmarks/gpu.py --table FILE                   prints the table of a run
+usage: python -m benchmarks.gpu [--minutes 7] [-o FILE]        writes benchmarks/results/DEVICE.json, prints the table
+       python -m benchmarks.gpu --part training [...]          writes benchmarks/results/DEVICE-training.json
+       python -m benchmarks.gpu --table FILE                   prints the table of a run
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import (
+from torch.utils._pytree import tree_map
+
+from benchmarks.cases import (
     CLIP_SECONDS,
     GPU_IMPLEMENTATIONS,
-    OPERATIONS,
-    TRAINED_OPERATIONS,
+    TIMED,
+    TIMED_IN_TRAINING,
     TrainingStep,
     arguments,
     conditions,
@@ -39,7 +41,6 @@ from cases import (
     operation,
     spectrum,
 )
-from torch.utils._pytree import tree_map
 
 RESULTS = Path(__file__).parent / "results"
 OPERATION_CLIPS = 64
@@ -67,7 +68,7 @@ def quantiles(function: Callable[[], object]) -> tuple[float, float, float]:
 
 def check_parity(device: torch.device) -> None:
     """Raises ``ParityError``."""
-    for name in OPERATIONS:
+    for name in TIMED:
         for implementation in ("triton_fp32", "triton_bf16"):
             dtype = dtype_of(implementation)
             given = arguments(name, 2, dtype, device)
@@ -93,7 +94,7 @@ def _float(value: object) -> object:
 
 def check_gradient_parity(device: torch.device) -> None:
     """Every operation, then the training step. Raises ``ParityError``."""
-    for name in TRAINED_OPERATIONS:
+    for name in TIMED_IN_TRAINING:
         for implementation in ("triton_fp32", "triton_bf16"):
             dtype = dtype_of(implementation)
             given = arguments(name, 2, dtype, device, training=True)
@@ -171,7 +172,7 @@ def steps(part: str = "forward") -> list[tuple[str, str, int]]:
     if part == "training":
         return training_steps()
     every = [("model_forward", i, clips) for clips in MODEL_CLIPS for i in GPU_IMPLEMENTATIONS]
-    every += [(name, i, OPERATION_CLIPS) for name in OPERATIONS for i in GPU_IMPLEMENTATIONS]
+    every += [(name, i, OPERATION_CLIPS) for name in TIMED for i in GPU_IMPLEMENTATIONS]
     compiled = [step for step in every if step[1].startswith("compile") and step[2] in (1, OPERATION_CLIPS)]
     return [step for step in every if not step[1].startswith("compile") and fits(*step)] + compiled
 
@@ -187,7 +188,7 @@ def training_steps() -> list[tuple[str, str, int]]:
     told += each(["train_step_graph", "train_step_compile_graph"], ["triton_bf16"])
     told += each(["train_step", "train_step_reference"], ["eager_fp32", "eager_bf16_sdpa"])
     told += each(["train_step"], ["triton_fp32", "eager_tf32"])
-    operations = [(name + BOTH, i, OPERATION_CLIPS) for name in TRAINED_OPERATIONS for i in GPU_IMPLEMENTATIONS]
+    operations = [(name + BOTH, i, OPERATION_CLIPS) for name in TIMED_IN_TRAINING for i in GPU_IMPLEMENTATIONS]
     tuned = [step for step in operations if step[1].startswith("compile")]
     tuned += each(["train_step_reference", "train_step"], ["compile_bf16"])
     direct = [step for step in operations if not step[1].startswith("compile") and fits(*step)]
@@ -263,7 +264,7 @@ def shares_of_step(times: dict[str, dict[str, float]]) -> dict[str, float]:
 
 @cache
 def our_kernels() -> frozenset[str]:
-    from fastenh_kernels.shipped import training_launches
+    from benchmarks.roofline.shipped import training_launches
 
     return frozenset(launch.kernel.fn.__name__ for _, launch in training_launches(torch.bfloat16, 1))
 
@@ -320,11 +321,11 @@ def about(device: torch.device) -> dict[str, Any]:
 
 def estimated(part: str = "forward") -> dict[str, dict[str, float]]:
     """Of each name: microseconds by the pipes, bytes and operations, for one clip in bfloat16."""
-    from fastenh_kernels import cubins, pipes, shipped
+    from benchmarks.roofline import pipes, shipped, tables
 
     launches = shipped.training_launches if part == "training" else shipped.forward_launches
     totals: dict[str, dict[str, float]] = defaultdict(lambda: {"estimated_us": 0.0, "bytes": 0.0, "flop": 0.0})
-    for name, _, use in cubins.pipe_usage(launches(torch.bfloat16, cubins.CLIPS)):
+    for name, _, use in tables.pipe_usage(launches(torch.bfloat16, tables.CLIPS)):
         for key in rows_of_launch(name, part):
             totals[key]["estimated_us"] += use.estimate
             totals[key]["bytes"] += use.dram_bytes
@@ -337,7 +338,7 @@ def estimated(part: str = "forward") -> dict[str, dict[str, float]]:
 
 
 def rows_of_launch(name: str, part: str) -> Iterable[str]:
-    """The rows that a launch of ``fastenh_kernels.shipped`` counts in: of the layers, the first of each axis."""
+    """The rows that a launch of ``benchmarks.roofline.shipped`` counts in: of the layers, the first of each axis."""
     operation = name.split(":")[0].removesuffix(" backward")
     layer = re.fullmatch(r"layer (\d), (\w+)", operation)
     if layer:

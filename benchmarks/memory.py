@@ -1,4 +1,4 @@
-"""Memory of a job over one long recording: python benchmarks/memory.py [--hours 10] [--model dpt|stub]
+"""Memory of a job over one long recording: python -m benchmarks.memory [--hours 10] [--model dpt|stub]
 
 Prints, for each tenth of the recording, the memory of the process beyond what it had with the model loaded and one
 window done. "stub" is a network that halves the spectrum: hours pass in minutes, and all but the network is the same.

@@ -1,6 +1,6 @@
 """Quality and cost against span and context, and what happens at the seams.
 
-python benchmarks/spans.py --pairs NOISY CLEAN [--pairs NOISY CLEAN] [--dtype bfloat16] [--settings 4:0.5 2:0.5 ...]
+python -m benchmarks.spans --pairs NOISY CLEAN [--pairs NOISY CLEAN] [--dtype bfloat16] [--settings 4:0.5 2:0.5 ...]
 
 A setting is SPAN:CONTEXT in seconds; "whole" is a recording in one window. Cost is processor time a second of audio, of
 a recording of one minute (noisy files joined; as they are for "whole"). Prints Markdown.

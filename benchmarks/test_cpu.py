@@ -10,8 +10,8 @@ import time
 
 import pytest
 import torch
-from textbook import TextbookDPT
 
+from benchmarks.textbook import TextbookDPT
 from fastenh import Enhancer
 from fastenh.enhance.enhancer import SAMPLE_RATE
 from fastenh.evaluate.metrics import si_sdr

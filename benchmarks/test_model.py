@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from cases import GPU_IMPLEMENTATIONS, conditions, implementations, model, spectrum
 
+from benchmarks.cases import GPU_IMPLEMENTATIONS, conditions, implementations, model, spectrum
 from fastenh.evaluate.metrics import si_sdr
 
 OURS = ("ours_fp32", "ours_bf16")  # plain PyTorch: what a CPU runs

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cases import (
+
+from benchmarks.cases import (
     GPU_IMPLEMENTATIONS,
-    OPERATIONS,
-    TRAINED_OPERATIONS,
+    TIMED,
+    TIMED_IN_TRAINING,
     arguments,
     conditions,
     dtype_of,
@@ -16,7 +17,7 @@ from cases import (
 
 
 @pytest.mark.parametrize("implementation", GPU_IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", TIMED)
 def test_operation(timed, benchmark, device, name, implementation):
     if implementation not in implementations(device):
         pytest.skip("needs CUDA")
@@ -32,7 +33,7 @@ def test_operation(timed, benchmark, device, name, implementation):
 
 
 @pytest.mark.parametrize("implementation", GPU_IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", TRAINED_OPERATIONS)
+@pytest.mark.parametrize("name", TIMED_IN_TRAINING)
 def test_forward_backward(timed, benchmark, device, name, implementation):
     if implementation not in implementations(device):
         pytest.skip("needs CUDA")

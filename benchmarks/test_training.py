@@ -1,7 +1,8 @@
 """The training step of the shipped model beside the textbook module's, in the same run."""
 
 import pytest
-from cases import GPU_IMPLEMENTATIONS, TrainingStep, conditions, implementations
+
+from benchmarks.cases import GPU_IMPLEMENTATIONS, TrainingStep, conditions, implementations
 
 
 @pytest.mark.parametrize("implementation", GPU_IMPLEMENTATIONS)

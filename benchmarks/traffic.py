@@ -1,8 +1,8 @@
 """What PyTorch's own operations move in a training step of dpt, and what the step keeps for its backward pass.
 
-usage: python benchmarks/traffic.py
+usage: python -m benchmarks.traffic
 
-Nothing is computed: tensors are fake, the kernels' operators count for themselves (``fastenh_kernels.cubins --pipes``),
+Nothing is computed: tensors are fake, the kernels' operators count for themselves (``benchmarks.roofline --pipes``),
 and every other operation counts as one read of its inputs and one write of its results. ``torch.compile`` fuses some of
 them, so that this is an upper bound. Kept is what autograd saves between forward and backward pass, each storage once.
 """
@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from fastenh.models.dpt import DPTConfig
 from fastenh.models.registry import build
-from fastenh.ops import backend, reference
 from fastenh.train.losses import EnhancementLoss, LossConfig
+from fastenh_kernels import backend
 
 CLIPS, SAMPLES = 64, 48_000
 PARTS = ("forward", "loss", "backward", "sums of parts", "optimiser")
@@ -32,23 +32,41 @@ _EMPTY = {"aten::empty.memory_format", "aten::empty_like", "aten::empty_strided"
 
 
 class Traffic(TorchDispatchMode):
-    """Bytes by part of the step; the operators of fastenh by name, in order."""
+    """Bytes by part of the step; the operators of the kernels by name, in order.
 
-    def __init__(self) -> None:
+    inside: counts what the functions that launch kernels do besides, and nothing else.
+    """
+
+    def __init__(self, inside: bool = False) -> None:
         super().__init__()
+        self.inside, self._depth = inside, 0
         self.moved: Counter[str] = Counter()
         self.operators: list[str] = []
         self.part = PARTS[0]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if function.namespace == "fastenh_kernels":
+            name = function.name().removeprefix("fastenh_kernels::")
+            self.operators.append(name)
+            return self._launch(name, args) if self.inside else function(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
-        if function.namespace == "fastenh":
-            self.operators.append(function.name().removeprefix("fastenh::"))
-        elif not function.is_view and function.name() not in _VIEWS | _EMPTY:
+        if self.inside and not self._depth:
+            return result
+        if not function.is_view and function.name() not in _VIEWS | _EMPTY:
             read = {id(t): t for t in _tensors((args, kwargs))}
             written = _tensors(_mutated(function, args) or result)
             self.moved[self.part] += sum(map(_bytes, (*read.values(), *written)))
         return result
+
+    def _launch(self, name: str, args: tuple) -> Any:
+        from fastenh_kernels.shared.operators import LAUNCHERS  # imports Triton
+
+        self._depth += 1
+        try:
+            with self:
+                return LAUNCHERS[name](*args)
+        finally:
+            self._depth -= 1
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -78,23 +96,11 @@ def keeping(kept: dict[int, int]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def fake_tensors() -> Iterator[None]:
-    """No tensor is computed, and none that is fake stays in the caches of the operations."""
-    reference._make_tap_matrix.cache_clear()
-    try:
-        with FakeTensorMode():
-            yield
-    finally:
-        reference._make_tap_matrix.cache_clear()
-
-
 def step_traffic(clips: int = CLIPS) -> Traffic:
     """A training step on the kernels, in bfloat16 autocast."""
-    with fake_tensors(), backend.use_backend("interpret"):
+    with FakeTensorMode(), backend.use_backend("interpret"):
         backend.choose(torch.device("cpu"))  # loads the kernels for the interpreter
-        from fastenh_kernels.launch import recording
-        from fastenh_kernels.shipped import training_cases
+        from benchmarks.roofline.shipped import training_launches
 
         model = build("dpt", DPTConfig(dropout=0.0)).train()
         optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
@@ -110,11 +116,10 @@ def step_traffic(clips: int = CLIPS) -> Traffic:
             value.backward()
             traffic.part = "optimiser"
             optimiser.step()
-    with recording(), traffic:  # what the kernels' functions do beside their launches
-        for part in ("tables, made once", "sums of parts"):
-            traffic.part = part
-            for function, arguments in training_cases(torch.bfloat16, clips).values():
-                function(*arguments)
+    with Traffic(inside=True) as beside:
+        for beside.part in ("tables, made once", "sums of parts"):
+            list(training_launches(torch.bfloat16, clips))
+    traffic.moved |= beside.moved
     return traffic
 
 
@@ -130,9 +135,9 @@ def kept_bytes(model: nn.Module, dtype: torch.dtype, name: str, clips: int = 4) 
 
 def kept_by_each() -> dict[str, float]:
     """Megabytes a clip of 3 s: the textbook module in float32, ours on the kernels in bfloat16."""
-    from textbook import TextbookDPT
+    from benchmarks.textbook import TextbookDPT
 
-    with fake_tensors():
+    with FakeTensorMode():
         ours = build("dpt", DPTConfig(dropout=0.0)).train().core
         textbook = TextbookDPT(ours).train()
         return {

@@ -46,10 +46,10 @@ case $part in
     fi
     ;;
   bench)
-    python3 benchmarks/gpu.py --minutes "${2:-7}" -o "$out/results.json" | tee "$out/bench.txt"
+    python3 -m benchmarks.gpu --minutes "${2:-7}" -o "$out/results.json" | tee "$out/bench.txt"
     ;;
   bench-training)
-    python3 benchmarks/gpu.py --part training --minutes "${2:-6}" -o "$out/training.json" | tee "$out/bench-training.txt"
+    python3 -m benchmarks.gpu --part training --minutes "${2:-6}" -o "$out/training.json" | tee "$out/bench-training.txt"
     ;;
   train)
     run=$(mktemp -d)

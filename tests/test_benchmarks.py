@@ -16,14 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastenh.models.dpt import DPTConfig
 from fastenh.models.registry import build
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module
+def load():
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 def row(name, impl, clips, p50, **more):
@@ -38,8 +37,8 @@ def result(**times):
 
 
 def compare(*paths):
-    command = [sys.executable, str(FOLDER / "compare.py"), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.compare", *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def test_the_textbook_module_is_the_same_model(load):
@@ -54,7 +53,7 @@ def test_the_textbook_module_is_the_same_model(load):
 def test_every_operation_has_its_inputs(load):
     cases = load("cases")
     device = torch.device("cpu")
-    for name in cases.OPERATIONS:
+    for name in cases.TIMED:
         function = cases.operation(name, "eager_fp32")
         with cases.conditions("eager_fp32", device):
             assert function(*cases.arguments(name, 1, torch.float32, device)).shape[0] == 1
@@ -64,7 +63,7 @@ def test_every_operation_has_its_inputs(load):
 def test_both_passes_of_every_operation(load, implementation):
     cases = load("cases")
     dtype = cases.dtype_of(implementation)
-    for name in cases.TRAINED_OPERATIONS:
+    for name in cases.TIMED_IN_TRAINING:
         given = cases.arguments(name, 1, dtype, CPU, frames=3, training=True)
         with cases.conditions(implementation, CPU, gradients=True):
             gradients = cases.forward_backward(name, implementation, given)()
@@ -77,7 +76,7 @@ def test_both_passes_of_every_operation(load, implementation):
 def test_both_passes_on_the_kernels(load, interpreted):
     """Every case on fake tensors; the cheapest one computed, where it must give the gradients of the reference."""
     cases = load("cases")
-    for name in cases.TRAINED_OPERATIONS:
+    for name in cases.TIMED_IN_TRAINING:
         for implementation in ("triton_fp32", "triton_bf16"):
             with FakeTensorMode(), cases.conditions(implementation, CPU, gradients=True):
                 given = cases.arguments(name, 2, cases.dtype_of(implementation), CPU, frames=3, training=True)
@@ -90,7 +89,7 @@ def test_both_passes_on_the_kernels(load, interpreted):
 
 def test_gradients_are_compared_before_anything_is_timed(load, monkeypatch):
     gpu = load("gpu")
-    monkeypatch.setattr(gpu, "TRAINED_OPERATIONS", ("complex_mask", "encoder_conv"))
+    monkeypatch.setattr(gpu, "TIMED_IN_TRAINING", ("complex_mask", "encoder_conv"))
     cases = load("cases")
     monkeypatch.setattr(gpu, "check_step_parity", lambda device: None)
     monkeypatch.setattr(gpu, "arguments", functools.partial(cases.arguments, frames=3))
@@ -252,7 +251,7 @@ def test_the_goals_of_training_come_first(load):
                                             ("train_step", "compile_bf16", 64))]  # fmt: skip
     assert max(first) < 12
     operations = [index for index, step in enumerate(steps) if step[0].endswith(gpu.BOTH)]
-    assert {steps[index][0].removesuffix(gpu.BOTH) for index in operations} == set(cases.TRAINED_OPERATIONS)
+    assert {steps[index][0].removesuffix(gpu.BOTH) for index in operations} == set(cases.TIMED_IN_TRAINING)
     assert {step[1] for step in steps if step[0].endswith(gpu.BOTH)} == set(cases.GPU_IMPLEMENTATIONS)
     assert max(first) < min(operations)
     assert {step[2] for step in steps if step[0] == "train_step"} == {8, 16, 64}
@@ -263,25 +262,25 @@ def test_the_goals_of_training_come_first(load):
 @pytest.mark.parametrize("part", ["forward", "training"])
 def test_every_row_of_ours_has_its_estimate(load, monkeypatch, interpreted, part):
     """The names of the launches are sorted into the rows; the machine code is counted by the test below."""
-    from fastenh_kernels import cubins, pipes, shipped
+    from benchmarks.roofline import pipes, shipped, tables
 
     def counted(launches):
         busy = dict.fromkeys(pipes.PIPES, 0.0) | {"dram": 1.0}
         use = pipes.Usage(busy, dram_h100=1.0, tensor_flop=2.0, dram_bytes=3.0)
         return [(name, launch, use) for name, launch in launches]
 
-    monkeypatch.setattr(cubins, "pipe_usage", counted)
+    monkeypatch.setattr(tables, "pipe_usage", counted)
     found = load("gpu").estimated(part)
     if part == "forward":
         assert {"model_forward", "axis_layer_frequency", "axis_layer_time", "mask_head", "decoder_taps"} < set(found)
-        launches = list(shipped.forward_launches(torch.bfloat16, cubins.CLIPS))
+        launches = list(shipped.forward_launches(torch.bfloat16, tables.CLIPS))
         assert found["model_forward"]["flop"] == 2.0 * len(launches)
         return
     gpu, cases = load("gpu"), load("cases")
-    rows = {name + gpu.BOTH for name in cases.TRAINED_OPERATIONS} | {"train_step"}
+    rows = {name + gpu.BOTH for name in cases.TIMED_IN_TRAINING} | {"train_step"}
     alone = {"complex_mask", "axis_attention_frequency", "axis_attention_time"}  # in other kernels of the step
     assert set(found) == rows - {name + gpu.BOTH for name in alone}
-    launches = list(shipped.training_launches(torch.bfloat16, cubins.CLIPS))
+    launches = list(shipped.training_launches(torch.bfloat16, tables.CLIPS))
     assert found["train_step"]["flop"] == 2.0 * len(launches)
     assert found["train_step"]["bytes"] == 3.0 * len(launches) + 1e6 * sum(shipped.STEP_MEGABYTES.values())
     assert found["train_step"]["estimated_us"] > len(launches)
@@ -293,8 +292,8 @@ def test_every_row_of_ours_has_its_estimate(load, monkeypatch, interpreted, part
 @pytest.mark.parametrize("part", ["forward", "training"])
 def test_estimates_are_counted_without_a_gpu(part):
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    code = f"import gpu, json; print(json.dumps(gpu.estimated({part!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=FOLDER,
+    code = f"import json; from benchmarks import gpu; print(json.dumps(gpu.estimated({part!r})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT,
                           check=True)  # fmt: skip
     whole = json.loads(done.stdout.splitlines()[-1])["train_step" if part == "training" else "model_forward"]
     assert 10 < whole["estimated_us"] < 1000
@@ -355,5 +354,7 @@ def test_compare_refuses_estimates_beside_measurements(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
 def test_the_gpu_run_says_that_it_needs_one():
-    done = subprocess.run([sys.executable, str(FOLDER / "gpu.py")], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert (done.returncode, "needs CUDA" in done.stderr, "Traceback" in done.stderr) == (1, True, False)

@@ -47,7 +47,7 @@ def test_models():
 def test_info_says_which_backend_and_why():
     result = CliRunner().invoke(main, ["info"])
     assert result.exit_code == 0
-    assert "backend on cpu: reference (no Triton kernels for cpu)" in result.output
+    assert "backend on cpu: cpu (forms of the operations made for processors)" in result.output
     bad = CliRunner().invoke(main, ["info"], env={"FASTENH_BACKEND": "fast"})
     assert bad.exit_code == 2
     assert "FASTENH_BACKEND must be one of" in bad.output

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import voice
-from test_ops import textbook_layer
+from parity import textbook_layer
 from torch import nn
 
 from fastenh.models.dpt_complex import DPTComplex, DPTComplexConfig, band_matrices, compress, expand, multiply
@@ -165,8 +165,15 @@ def test_band_matrices_keep_what_is_constant(bands):
     torch.testing.assert_close(up @ torch.ones(bands), torch.ones(64))
 
 
-@pytest.mark.parametrize("form", ["offline", "live"])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("form", "training"),
+    [
+        ("offline", True),
+        ("live", False),
+        pytest.param("offline", False, marks=pytest.mark.slow),
+        pytest.param("live", True, marks=pytest.mark.slow),
+    ],
+)
 def test_core_is_one_graph(form, training):
     model = core(**FORMS[form]).train(training)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

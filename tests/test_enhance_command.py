@@ -195,7 +195,7 @@ def test_a_bad_file_is_named_and_the_rest_go_on(run, folder, tmp_path):
     states = {os.path.basename(f["source"]): f["status"] for f in content["files"]}  # noqa: PTH119 (a plain string)
     assert states["a.wav"] == "enhanced"
     assert states["bad.wav"] == states["empty.flac"] == states["gone.wav"] == "failed"
-    assert content["settings"]["backend"] == "reference"
+    assert content["settings"]["backend"] == "cpu"
 
 
 def test_odd_contents(run, tmp_path):

@@ -20,11 +20,11 @@ from fastenh.errors import ProcessingError, UsageError
 from fastenh.evaluate.metrics import MetricError
 from fastenh.models.checkpoint import CheckpointError
 from fastenh.models.registry import ModelError
-from fastenh.ops.backend import BackendError
 from fastenh.train.loop import TrainingError
 from fastenh.train.ranks import RankError
 from fastenh.train.recipe import RecipeError
 from fastenh.train.state import RunError
+from fastenh_kernels import BackendError
 
 # class: exit code, and the class of Python's own that callers may catch it by
 OURS = {
@@ -48,10 +48,10 @@ CODES = {kind: code for kind, (code, _) in OURS.items()} | OTHERS
 
 
 def public_errors() -> set[type[Exception]]:
-    """All of the package, but those of the operations."""
+    """All of the package."""
     found: set[type[Exception]] = set()
     for module in pkgutil.walk_packages(fastenh.__path__, "fastenh."):
-        if module.name.startswith("fastenh.ops") or module.name == "fastenh.__main__":
+        if module.name == "fastenh.__main__":
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == module.name:

@@ -79,6 +79,7 @@ def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
             assert error < 1e-6, (name, key, error)
 
 
+@pytest.mark.slow
 def test_training_with_torchrun_is_training_in_one_process(data, tmp_path):
     settings = [
         *(f"config.{key}={value}" for key, value in TINY["dpt"].items()), "config.dropout=0", "data.seconds=0.5",

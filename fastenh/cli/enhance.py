@@ -17,7 +17,7 @@ from fastenh.enhance import job
 from fastenh.enhance.enhancer import CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
-from fastenh.ops import backend
+from fastenh_kernels import backend
 
 
 class _BatchSize(click.IntRange):

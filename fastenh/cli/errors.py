@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import click
 
 from fastenh.errors import ProcessingError, UsageError
-from fastenh.ops.backend import BackendError
+from fastenh_kernels import BackendError
 
 
 @contextmanager

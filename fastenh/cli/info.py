@@ -12,7 +12,7 @@ from fastenh import __version__
 from fastenh.cli.errors import one_line
 from fastenh.evaluate.metrics import LABELS, available
 from fastenh.models.checkpoint import shipped_models
-from fastenh.ops import backend
+from fastenh_kernels import backend
 
 _PACKAGES = ("torch", "triton", "numpy", "soundfile", "soxr", "safetensors", "pesq", "pystoi", "torchaudio")
 

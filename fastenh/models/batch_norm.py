@@ -31,9 +31,12 @@ class _Gather(torch.autograd.Function):
         return grad[dist.get_rank()]
 
 
-@torch.compiler.disable  # a collective with a gradient of its own: a compiled graph is cut here
 def _gathered(local: Tensor) -> Tensor:
-    return _Gather.apply(local)
+    """A collective with a gradient of its own: a compiled graph is cut here.
+
+    Not by a decorator: that imports the compiler, seconds that nobody needs who does not train on several devices.
+    """
+    return torch.compiler.disable(_Gather.apply)(local)
 
 
 def moments_of_all(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

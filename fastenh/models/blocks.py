@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastenh import ops
+import fastenh_kernels
 
 
 def initialise(module: nn.Module) -> None:
@@ -54,8 +54,8 @@ class AxisLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F, C) -> (B, T, F, C)."""
         dropout = self.dropout if self.training else 0.0
-        return ops.axis_layer(x, self.weights(), self.heads, self.axis, dropout, self.history)
+        return fastenh_kernels.axis_layer(x, self.weights(), self.heads, self.axis, dropout, self.history)
 
-    def weights(self) -> ops.AxisLayerWeights:
+    def weights(self) -> fastenh_kernels.AxisLayerWeights:
         modules = (self.norm1, self.qkv, self.out, self.norm2, self.up, self.down)
-        return ops.AxisLayerWeights(*(p for m in modules for p in (m.weight, m.bias)))
+        return fastenh_kernels.AxisLayerWeights(*(p for m in modules for p in (m.weight, m.bias)))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastenh import ops
+import fastenh_kernels
 from fastenh.models.blocks import convolve_normalise, initialise
 
 
@@ -54,4 +54,4 @@ class CRN(nn.Module):
             x = norm(conv(x)).relu()
         x = F.interpolate(x, size=spectrum.shape[1:], mode="bilinear", align_corners=False)
         logits = self.head(x).squeeze(1).to(spectrum.real.dtype)
-        return ops.complex_mask(logits, spectrum, "sigmoid")
+        return fastenh_kernels.complex_mask(logits, spectrum, "sigmoid")

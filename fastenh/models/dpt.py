@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastenh import ops
+import fastenh_kernels
 from fastenh.models.batch_norm import moments_of_all, processes
 from fastenh.models.blocks import AxisLayer, fold_batch_norm, initialise
 
@@ -47,10 +47,10 @@ class DPT(nn.Module):
         x = skip = self._encode(spectrum)
         for layer in self.layers:
             x = layer(x)
-        z = ops.decoder_taps(x, skip, decoder_matrix(self.decoder.weight))
+        z = fastenh_kernels.decoder_taps(x, skip, decoder_matrix(self.decoder.weight))
         moments = self._batch_moments(z, spectrum.shape[1]) if self.training else self._running_moments()
         scale, shift = self._decoder_affine(*moments)
-        return ops.mask_head(z, scale, shift, self.head.weight, self.head.bias, spectrum)
+        return fastenh_kernels.mask_head(z, scale, shift, self.head.weight, self.head.bias, spectrum)
 
     def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPT:
         """The same in evaluation, its weights prepared once."""
@@ -59,18 +59,18 @@ class DPT(nn.Module):
     def _encode(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> (B, T, 65, C)."""
         if not self.training:
-            x = ops.encoder_front(spectrum, *fold_batch_norm(self.front, self.front_norm), relu=True)
+            x = fastenh_kernels.encoder_front(spectrum, *fold_batch_norm(self.front, self.front_norm), relu=True)
             weight, bias = fold_batch_norm(self.encoder, self.encoder_norm)
-            return ops.encoder_conv(x, encoder_matrix(weight), bias, relu=True).contiguous()
-        x = ops.encoder_front(spectrum, self.front.weight, self.front.bias)
+            return fastenh_kernels.encoder_conv(x, encoder_matrix(weight), bias, relu=True).contiguous()
+        x = fastenh_kernels.encoder_front(spectrum, self.front.weight, self.front.bias)
         x = self.front_norm(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)
-        x = ops.encoder_conv(x, encoder_matrix(self.encoder.weight), self.encoder.bias)
+        x = fastenh_kernels.encoder_conv(x, encoder_matrix(self.encoder.weight), self.encoder.bias)
         return self.encoder_norm(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1).contiguous()
 
     def _batch_moments(self, z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
         """Of the decoder's convolution without its bias; the running ones follow."""
         norm = self.decoder_norm
-        mean, var = moments_of_all(*ops.upsampled_moments(z, bins))
+        mean, var = moments_of_all(*fastenh_kernels.upsampled_moments(z, bins))
         with torch.no_grad():
             count = processes() * z.shape[0] * z.shape[1] * bins
             norm.running_mean.lerp_(mean + self.decoder.bias, norm.momentum)
@@ -117,12 +117,14 @@ class FoldedDPT(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
-        x = ops.encoder_front(spectrum, *self._kept("front", 2), relu=True)
-        x = skip = ops.encoder_conv(x, *self._kept("encoder", 2), relu=True).contiguous()
+        x = fastenh_kernels.encoder_front(spectrum, *self._kept("front", 2), relu=True)
+        x = skip = fastenh_kernels.encoder_conv(x, *self._kept("encoder", 2), relu=True).contiguous()
         for number, (heads, axis) in enumerate(self.stages):
-            x = ops.axis_layer(x, ops.AxisLayerWeights(*self._kept(f"layer{number}", 12)), heads, axis)
-        z = ops.decoder_taps(x, skip, *self._kept("decoder", 1))
-        return ops.mask_head(z, *self._kept("head", 4), spectrum)
+            x = fastenh_kernels.axis_layer(
+                x, fastenh_kernels.AxisLayerWeights(*self._kept(f"layer{number}", 12)), heads, axis
+            )
+        z = fastenh_kernels.decoder_taps(x, skip, *self._kept("decoder", 1))
+        return fastenh_kernels.mask_head(z, *self._kept("head", 4), spectrum)
 
 
 def encoder_matrix(weight: Tensor) -> Tensor:

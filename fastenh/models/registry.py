@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastenh.errors import UsageError
 from fastenh.models.crn import CRN, CRNConfig
@@ -75,6 +74,8 @@ def operations_per_second(name: str, seconds: float = 3.0) -> float:
 
     Matrix products, convolutions and attention, a multiply-add as two; no arithmetic runs (meta tensors).
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which enhancing does not need
+
     model = build(name).eval().to("meta")
     frames = int(seconds * SAMPLE_RATE) // model.frontend.hop
     spectrum = torch.empty(1, BINS, frames, dtype=torch.complex64, device="meta")

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastenh import ops
+import fastenh_kernels
 from fastenh.models.blocks import AxisLayer, convolve_normalise, initialise
 from fastenh.models.frontend import Frontend
 from fastenh.models.mel import griffin_lim, invert_mel, mel_filter_bank, normalised_transpose
@@ -73,7 +73,7 @@ class STFTTransformer(nn.Module):
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
         logits = self.body(torch.log1p(spectrum.abs()).unsqueeze(1))
-        return ops.complex_mask(logits.to(spectrum.real.dtype), spectrum, "sigmoid")
+        return fastenh_kernels.complex_mask(logits.to(spectrum.real.dtype), spectrum, "sigmoid")
 
 
 class MelTransformer(nn.Module):
@@ -97,7 +97,7 @@ class MelTransformer(nn.Module):
         mask = torch.sigmoid(self.body(torch.log1p(mel).unsqueeze(1)).to(power.dtype))
         if self.reconstruction == "griffin_lim":
             return griffin_lim(invert_mel(mask * mel, self.bank).sqrt(), self.frontend)
-        return ops.complex_mask(torch.matmul(self.spread.T.to(power.dtype), mask), spectrum, "none")
+        return fastenh_kernels.complex_mask(torch.matmul(self.spread.T.to(power.dtype), mask), spectrum, "none")
 
 
 def sinusoidal_positions(length: int, channels: int, device: torch.device) -> Tensor:

@@ -16,13 +16,13 @@ from fastenh.models import checkpoint
 from fastenh.models.batch_norm import join_batch_norms
 from fastenh.models.frontend import SpectralModel
 from fastenh.models.registry import build
-from fastenh.ops import backend
 from fastenh.train.graphs import Gradients, GraphedGradients
 from fastenh.train.losses import EnhancementLoss
 from fastenh.train.optimisers import make_optimiser
 from fastenh.train.ranks import average_gradients
 from fastenh.train.recipe import Recipe
 from fastenh.train.state import RunError
+from fastenh_kernels import backend
 
 _SEED_STRIDE = 1_000_003  # a prime: the seeds of the steps of two runs do not meet
 

@@ -1,0 +1,1 @@
+"""What is timed and counted; tools, not part of the package."""

@@ -1,0 +1,1 @@
+"""Machine code of the kernels, counted: tools, not run time."""

@@ -1,0 +1,101 @@
+"""The launches of what is shipped, written down on meta tensors: what is compiled, checked and counted."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from fastenh_kernels.examples import Inputs, leaves
+from fastenh_kernels.operation import OPERATIONS, Operation, tensors_of
+from fastenh_kernels.shared.launch import Launch, recording
+
+CLIP_FRAMES = 188  # of 3 s at 16 kHz, hop 256
+# Megabytes a clip that PyTorch's own operations move in a training step of dpt, 64 clips: batch norms, ReLU, sums of
+# gradients, STFT; losses; what programs left in parts; AdamW. Counted by benchmarks/traffic.py; a test compares.
+STEP_MEGABYTES = {"forward": 26.88, "loss": 22.84, "backward": 89.39, "sums of parts": 6.27, "optimiser": 0.68}
+META = torch.device("meta")
+Case = tuple[str, str]  # the name of an operation and the label of one of its examples
+_LAYERS = [("axis_layer", f"dpt, {axis}") for axis in ("frequency", "time")] * 2
+FORWARD: list[Case] = [("encoder_front", "inference"), ("encoder_conv", "inference"), *_LAYERS,
+                       ("decoder_taps", ""), ("mask_head", "")]  # fmt: skip
+TRAINING: list[Case] = [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS,
+                        ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", "")]  # fmt: skip
+
+
+def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
+    """A name and a launch for every step of the forward pass of ``dpt`` on clips of 3 s, in order.
+
+    That the model makes these launches, and no others, is a test of the project.
+    """
+    for number, (operation, arguments) in enumerate(_cases(FORWARD, dtype, clips)):
+        with recording(capability) as launches, torch.no_grad():
+            operation(*arguments)
+        yield from _named(_step(operation, FORWARD[number], number), launches)
+
+
+def training_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
+    """The same for a training step of ``dpt``, forward and backward. Batch norms, loss and optimiser are PyTorch's."""
+    back: list[tuple[str, list[Launch]]] = []
+    for number, (operation, arguments) in enumerate(_cases(TRAINING, dtype, clips)):
+        name = _step(operation, TRAINING[number], number)
+        with recording(capability) as launches:
+            gradients = differentiate(operation, arguments)
+            forward = list(launches)
+            launches.clear()
+            gradients()
+        yield from _named(name, forward)
+        back.append((f"{name} backward", list(launches)))
+    for name, launches in reversed(back):
+        yield from _named(name, launches)
+
+
+def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str, Launch]]:
+    """A name and a launch for every kernel and configuration that the operations choose."""
+    for frames in (CLIP_FRAMES, 12, 60, 100, 120, 256, 400):
+        for dropout in (0.0, 0.1):
+            for operation, label, arguments in _every_example(dtype, frames, dropout):
+                with recording(capability) as launches:
+                    with torch.no_grad():
+                        operation(*arguments)
+                    differentiate(operation, arguments)()
+                yield from _named(f"{operation.name} {label}, {frames} frames".replace(" ,", ","), launches)
+
+
+def differentiate(operation: Operation, arguments: tuple[Any, ...]) -> functools.partial:
+    """Runs the operation; the gradients of all its real tensors are then one call away."""
+    arguments = leaves(arguments)
+    result = operation(*arguments)
+    results = result if isinstance(result, tuple) else (result,)
+    wanted = [tensor for tensor in tensors_of(arguments) if tensor.requires_grad]
+    return functools.partial(torch.autograd.grad, results, wanted, [torch.empty_like(r) for r in results])
+
+
+def _cases(wanted: Iterable[Case], dtype: torch.dtype, clips: int) -> Iterator[tuple[Operation, tuple[Any, ...]]]:
+    inputs = Inputs(META, dtype, clips, CLIP_FRAMES)
+    for name, label in wanted:
+        (arguments,) = (e.arguments for e in OPERATIONS[name].examples(inputs) if e.label == label)
+        yield OPERATIONS[name], arguments
+
+
+def _step(operation: Operation, case: Case, number: int) -> str:
+    """Layers go by their number in the model; the first comes after the two steps of the encoder."""
+    return f"layer {number - 1}, {case[1].split()[-1]}" if operation.name == "axis_layer" else operation.name
+
+
+def _every_example(dtype: torch.dtype, frames: int, dropout: float) -> Iterator[tuple[Operation, str, tuple[Any, ...]]]:
+    inputs = Inputs(META, dtype, 4, frames)
+    for operation in OPERATIONS.values():
+        takes_dropout = operation.name in ("axis_attention", "axis_layer")
+        if takes_dropout or (frames == CLIP_FRAMES and not dropout):  # others have one configuration for all lengths
+            for example in operation.examples(inputs):
+                if not operation.serves(*example.arguments):
+                    more, label = ((dropout,), f"{example.label}, dropout") if dropout else ((), example.label)
+                    yield operation, label, (*example.arguments, *more)
+
+
+def _named(name: str, launches: list[Launch]) -> Iterator[tuple[str, Launch]]:
+    for launch in launches:
+        yield f"{name}: {launch.kernel.fn.__name__.removesuffix('_kernel')}" if len(launches) > 1 else name, launch

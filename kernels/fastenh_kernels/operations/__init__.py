@@ -1,0 +1,1 @@
+"""The operations, one folder each: see ``fastenh_kernels.operation`` for what a folder holds."""

@@ -1,0 +1,187 @@
+"""The gradient of ``axis_attention`` for short sequences: a program takes a whole sequence of one head.
+
+The rows stay on chip, in up to three blocks, and the keys come block by block, so that every exponential is taken once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
+from fastenh_kernels.shared.launch import Cost, capability, launch, size
+
+
+class Blocks(NamedTuple):
+    """How ``resident_gradient_kernel`` takes sequences of up to some length."""
+
+    rows0: int  # of the first block
+    rows1: int  # of the second block
+    rows2: int  # of the third block
+    keys: int  # at a time
+    warps: int
+
+    @property
+    def rows(self) -> int:
+        return self.rows0 + self.rows1 + self.rows2
+
+
+_RESIDENT = {  # by the longest sequence
+    16: Blocks(16, 0, 0, 16, 1),
+    32: Blocks(32, 0, 0, 16, 2),
+    64: Blocks(64, 0, 0, 64, 4),
+    80: Blocks(64, 16, 0, 16, 1),
+    128: Blocks(64, 64, 0, 64, 4),
+    192: Blocks(64, 64, 64, 64, 4),
+}
+
+
+@triton.jit
+def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, SCALE: tl.constexpr,
+          PADDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """A block of rows and a block of keys: their part of dk, dv [N, D] and of dq, transposed: [D, M]."""
+    b_lse = tl.load(p_row + o_m)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [N, M]
+    # A weight is at most 1; that of a key behind the end (zeros) must be finite, to vanish in dq.
+    b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0)).to(b_do.dtype)
+    b_dropped = b_p
+    if DROPOUT > 0:
+        o = o_m[None, :] * length + o_n[:, None]
+        b_dropped = drop(b_p, seed, o, DROPOUT).to(b_do.dtype)
+    b_dv = tl.dot(b_dropped, b_do, b_dv, input_precision=PRECISION)
+    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+    if DROPOUT > 0:
+        b_dp = drop(b_dp, seed, o, DROPOUT)
+    b_delta = tl.load(p_row + PADDED + o_m)
+    b_ds = b_p * (b_dp - b_delta[None, :]).to(b_q.dtype)
+    b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
+    b_dq = tl.dot(tl.trans(b_k), b_ds, b_dq, input_precision=PRECISION)
+    return b_dk, b_dv, b_dq
+
+
+@triton.jit
+def _load_rows(p_qkv, p_grad_out, o_m, length, s, s_out, D: tl.constexpr, WHOLE: tl.constexpr):
+    o_d = tl.arange(0, D)[None, :]
+    m_m = (o_m < length)[:, None] | WHOLE
+    b_q = tl.load(p_qkv + o_m[:, None] * s + o_d, mask=m_m, other=0.0)  # [M, D]
+    b_do = tl.load(p_grad_out + o_m[:, None] * s_out + o_d, mask=m_m, other=0.0)
+    return b_q, b_do
+
+
+@triton.jit
+def _store_rows(p_grad_qkv, o_m, length, s, b_dq, D: tl.constexpr, ROOT: tl.constexpr, WHOLE: tl.constexpr):
+    p = p_grad_qkv + o_m[:, None] * s + tl.arange(0, D)[None, :]
+    m_m = (o_m < length)[:, None] | WHOLE
+    tl.store(p, tl.trans((b_dq * ROOT).to(p_grad_qkv.dtype.element_ty)), mask=m_m)
+
+
+@triton.jit(do_not_specialize=["inner", "length"])
+def resident_gradient_kernel(
+    p_qkv,  # (outer, inner, length, 3, H, D) by strides
+    p_grad_out,  # (outer, inner, length, H, D) by strides
+    p_grad_qkv,  # strides as of qkv
+    p_statistics,  # (sequences * H, 2, PADDED)
+    p_seed,  # (1,), of the dropout
+    inner,
+    length,
+    s_outer,
+    s_inner,
+    s,
+    s_out_outer,
+    s_out_inner,
+    s_out,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    ROOT: tl.constexpr,  # 1 / sqrt(D)
+    SCALE: tl.constexpr,  # the same times log2(e)
+    M0: tl.constexpr,
+    M1: tl.constexpr,
+    M2: tl.constexpr,
+    N: tl.constexpr,
+    PADDED: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0), DROPOUT)
+    i_head = tl.program_id(0) % H
+    i_sequence = tl.program_id(0) // H
+    i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
+    o_qkv = i_outer * s_outer + i_inner * s_inner + i_head * D
+    p_qkv += o_qkv
+    p_grad_qkv += o_qkv
+    p_grad_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
+    p_row = p_statistics + tl.program_id(0).to(tl.int64) * (2 * PADDED)
+    b_q0, b_do0 = _load_rows(p_qkv, p_grad_out, tl.arange(0, M0), length, s, s_out, D, M1 > 0)
+    b_dq0 = tl.zeros([D, M0], tl.float32)
+    b_q1, b_do1, b_dq1, b_q2, b_do2, b_dq2 = b_q0, b_do0, b_dq0, b_q0, b_do0, b_dq0
+    if M1 > 0:
+        b_q1, b_do1 = _load_rows(p_qkv, p_grad_out, M0 + tl.arange(0, M1), length, s, s_out, D, M2 > 0)
+        b_dq1 = tl.zeros([D, M1], tl.float32)
+    if M2 > 0:
+        b_q2, b_do2 = _load_rows(p_qkv, p_grad_out, M0 + M1 + tl.arange(0, M2), length, s, s_out, D, False)
+        b_dq2 = tl.zeros([D, M2], tl.float32)
+    for first in tl.range(0, length, N):
+        o_n = first + tl.arange(0, N)
+        m_n = (o_n < length)[:, None]
+        o_k = o_n[:, None] * s + tl.arange(0, D)[None, :] + H * D
+        b_k = tl.load(p_qkv + o_k, mask=m_n, other=0.0)  # [N, D]
+        b_v = tl.load(p_qkv + o_k + H * D, mask=m_n, other=0.0)
+        b_dk = tl.zeros([N, D], tl.float32)
+        b_dv = tl.zeros([N, D], tl.float32)
+        b_dk, b_dv, b_dq0 = _pair(
+            b_q0, b_do0, p_row, seed, tl.arange(0, M0), o_n, length, b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED,
+            DROPOUT, PRECISION,
+        )  # fmt: skip
+        if M1 > 0:
+            b_dk, b_dv, b_dq1 = _pair(
+                b_q1, b_do1, p_row, seed, M0 + tl.arange(0, M1), o_n, length, b_k, b_v, b_dk, b_dv, b_dq1,
+                SCALE, PADDED, DROPOUT, PRECISION,
+            )  # fmt: skip
+        if M2 > 0:
+            b_dk, b_dv, b_dq2 = _pair(
+                b_q2, b_do2, p_row, seed, M0 + M1 + tl.arange(0, M2), o_n, length, b_k, b_v, b_dk, b_dv, b_dq2,
+                SCALE, PADDED, DROPOUT, PRECISION,
+            )  # fmt: skip
+        tl.store(p_grad_qkv + o_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
+        tl.store(p_grad_qkv + o_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
+    _store_rows(p_grad_qkv, tl.arange(0, M0), length, s, b_dq0, D, ROOT, M1 > 0)
+    if M1 > 0:
+        _store_rows(p_grad_qkv, M0 + tl.arange(0, M1), length, s, b_dq1, D, ROOT, M2 > 0)
+    if M2 > 0:
+        _store_rows(p_grad_qkv, M0 + M1 + tl.arange(0, M2), length, s, b_dq2, D, ROOT, False)
+
+
+def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
+    """How a program takes a whole sequence; None where that needs too many registers."""
+    short = 64 if capability(qkv.device) < 90 or dropout else max(_RESIDENT)
+    if qkv.element_size() == 4 or width > 32 or length > short:
+        return None
+    return next(sizes for longest, sizes in _RESIDENT.items() if length <= longest)
+
+
+def launch_resident_gradient(
+    programs: int, sizes: Blocks, grad_out: Tensor, statistics: Tensor, common: dict[str, Any]
+) -> None:
+    length = common["length"]
+
+    def cost() -> Cost:
+        moved = size(common["p_qkv"], common["p_grad_qkv"], grad_out, statistics)
+        loops = (triton.cdiv(length, sizes.keys),)
+        return Cost(loops, flop=10 * grad_out.numel() * length, l2_bytes=moved, dram_bytes=moved)
+
+    launch(
+        resident_gradient_kernel,
+        programs,
+        cost,
+        num_warps=sizes.warps,
+        num_stages=1,
+        **common,
+        M0=sizes.rows0,
+        M1=sizes.rows1,
+        M2=sizes.rows2,
+        N=sizes.keys,
+        PADDED=statistics.shape[2],
+    )

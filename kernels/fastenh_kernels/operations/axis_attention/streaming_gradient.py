@@ -1,0 +1,180 @@
+"""The gradient of ``axis_attention`` for sequences that do not fit the chip, in two launches.
+
+One takes a block of rows past all keys, for the gradient of the queries; the other takes a block of keys past all rows,
+for those of keys and values. So every exponential is taken twice, and no sum is shared by two programs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
+from fastenh_kernels.shared.launch import Cost, launch, size
+
+# bytes of a value: {longest sequence: (rows or keys at a time, warps)}
+_BLOCKS = {2: {16: (16, 1), 96: (32, 1), 2**31: (64, 4)}, 4: {2**31: (16, 2)}}
+
+
+@triton.jit
+def _program(inner, blocks, s_outer, s_inner, s_out_outer, s_out_inner, H: tl.constexpr, D: tl.constexpr):
+    """(block, row of the statistics, offset into qkv, offset into out) of a program."""
+    i_block = tl.program_id(0) % blocks
+    i_row = tl.program_id(0) // blocks
+    i_head = i_row % H
+    i_outer = (i_row // H // inner).to(tl.int64)
+    i_inner = (i_row // H % inner).to(tl.int64)
+    o_qkv = i_outer * s_outer + i_inner * s_inner + i_head * D
+    o_out = i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
+    return i_block, i_row.to(tl.int64), o_qkv, o_out
+
+
+@triton.jit(do_not_specialize=["inner", "length", "blocks", "padded"])
+def query_gradient_kernel(
+    p_qkv,  # (outer, inner, length, 3, H, D) by strides
+    p_grad_out,  # (outer, inner, length, H, D) by strides
+    p_grad_qkv,  # strides as of qkv
+    p_statistics,  # (sequences * H, 2, padded)
+    p_seed,  # (1,), of the dropout
+    inner,
+    length,
+    blocks,
+    padded,
+    s_outer,
+    s_inner,
+    s,
+    s_out_outer,
+    s_out_inner,
+    s_out,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    ROOT: tl.constexpr,
+    SCALE: tl.constexpr,
+    M: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_block, i_row, o_qkv, o_out = _program(inner, blocks, s_outer, s_inner, s_out_outer, s_out_inner, H, D)
+    seed = seed_of(p_seed, WEIGHTS + i_row, DROPOUT)
+    o_m = i_block * M + tl.arange(0, M)
+    o_d = tl.arange(0, D)
+    m_m = (o_m < length)[:, None]
+    p_q = o_qkv + o_m.to(tl.int64)[:, None] * s + o_d[None, :]
+    b_q = tl.load(p_qkv + p_q, mask=m_m, other=0.0)  # [M, D]
+    b_do = tl.load(p_grad_out + o_out + o_m.to(tl.int64)[:, None] * s_out + o_d[None, :], mask=m_m, other=0.0)
+    p_row = p_statistics + i_row * 2 * padded + o_m
+    b_lse = tl.load(p_row)
+    b_delta = tl.load(p_row + padded)
+    b_dq = tl.zeros([M, D], tl.float32)
+    for first in tl.range(0, length, M):
+        o_n = first + tl.arange(0, M)
+        m_n = (o_n < length)[:, None]
+        p_k = p_qkv + o_qkv + o_n.to(tl.int64)[:, None] * s + o_d[None, :] + H * D
+        b_k = tl.load(p_k, mask=m_n, other=0.0)  # [N, D]
+        b_v = tl.load(p_k + H * D, mask=m_n, other=0.0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
+        b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[:, None], 0.0))
+        b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
+        if DROPOUT > 0:
+            b_dp = drop(b_dp, seed, o_m.to(tl.int64)[:, None] * length + o_n[None, :], DROPOUT)
+        b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_k.dtype)
+        b_dq = tl.dot(b_ds, b_k, b_dq, input_precision=PRECISION)
+    tl.store(p_grad_qkv + p_q, (b_dq * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_m)
+
+
+@triton.jit(do_not_specialize=["inner", "length", "blocks", "padded"])
+def key_value_gradient_kernel(
+    p_qkv,  # as above
+    p_grad_out,
+    p_grad_qkv,
+    p_statistics,
+    p_seed,
+    inner,
+    length,
+    blocks,
+    padded,
+    s_outer,
+    s_inner,
+    s,
+    s_out_outer,
+    s_out_inner,
+    s_out,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    ROOT: tl.constexpr,
+    SCALE: tl.constexpr,
+    M: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_block, i_row, o_qkv, o_out = _program(inner, blocks, s_outer, s_inner, s_out_outer, s_out_inner, H, D)
+    seed = seed_of(p_seed, WEIGHTS + i_row, DROPOUT)
+    o_n = i_block * M + tl.arange(0, M)
+    o_d = tl.arange(0, D)
+    m_n = (o_n < length)[:, None]
+    p_k = o_qkv + o_n.to(tl.int64)[:, None] * s + o_d[None, :] + H * D
+    b_k = tl.load(p_qkv + p_k, mask=m_n, other=0.0)  # [N, D]
+    b_v = tl.load(p_qkv + p_k + H * D, mask=m_n, other=0.0)
+    b_dk = tl.zeros([M, D], tl.float32)
+    b_dv = tl.zeros([M, D], tl.float32)
+    p_row = p_statistics + i_row * 2 * padded
+    for first in tl.range(0, length, M):
+        o_m = first + tl.arange(0, M)
+        m_m = (o_m < length)[:, None]
+        b_q = tl.load(p_qkv + o_qkv + o_m.to(tl.int64)[:, None] * s + o_d[None, :], mask=m_m, other=0.0)  # [M, D]
+        p_do = p_grad_out + o_out + o_m.to(tl.int64)[:, None] * s_out + o_d[None, :]
+        b_do = tl.load(p_do, mask=m_m, other=0.0)
+        b_lse = tl.load(p_row + o_m)  # infinite behind the end: weights of 0
+        b_delta = tl.load(p_row + padded + o_m)
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * SCALE  # [N, M]
+        b_p = tl.exp2(b_s - b_lse[None, :])
+        b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+        b_dropped = b_p
+        if DROPOUT > 0:
+            o = o_m.to(tl.int64)[None, :] * length + o_n[:, None]
+            b_dp = drop(b_dp, seed, o, DROPOUT)
+            b_dropped = drop(b_p, seed, o, DROPOUT)
+        b_dv = tl.dot(b_dropped.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+        b_ds = (b_p * (b_dp - b_delta[None, :])).to(b_q.dtype)
+        b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
+    tl.store(p_grad_qkv + p_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
+    tl.store(p_grad_qkv + p_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
+
+
+def padded_length(length: int, element_size: int) -> int:
+    """In whole blocks."""
+    block, _ = _block_of(length, element_size)
+    return triton.cdiv(length, block) * block
+
+
+def _block_of(length: int, element_size: int) -> tuple[int, int]:
+    """(rows or keys at a time, warps)."""
+    return next(sizes for longest, sizes in _BLOCKS[element_size].items() if length <= longest)
+
+
+def launch_streaming_gradient(programs: int, grad_out: Tensor, statistics: Tensor, common: dict[str, Any]) -> None:
+    """``common``: what all kernels of the gradient take; ``programs``: one for every sequence of a head."""
+    length, padded = common["length"], statistics.shape[2]
+    block, warps = _block_of(length, grad_out.element_size())
+    blocks = triton.cdiv(length, block)
+    for kernel, products, own in ((query_gradient_kernel, 3, 3), (key_value_gradient_kernel, 4, 4)):
+
+        def cost(products: int = products, own: int = own) -> Cost:
+            """Own rows once; two activations stream past once for each block."""
+            once, streamed = own * size(grad_out) + size(statistics), 2 * size(grad_out)
+            flop = products * 2 * grad_out.numel() * length
+            return Cost((blocks,), flop, l2_bytes=once + blocks * streamed, dram_bytes=once + streamed)
+
+        launch(
+            kernel,
+            programs * blocks,
+            cost,
+            num_warps=warps,
+            **common,
+            blocks=blocks,
+            padded=padded,
+            M=block,
+        )

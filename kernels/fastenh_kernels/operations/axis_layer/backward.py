@@ -1,0 +1,199 @@
+"""The gradient of ``axis_layer``: of its input and of its twelve weights.
+
+The forward pass keeps, beside its input and the packed projections, the attended rows, the softmax sums and the rows
+between the two halves of the layer (``mid``). Normalised rows are computed again. Five launches and those of the
+attention:
+
+    grad_y -> feed_forward_gradient: through the second half to mid, and through the projection to the attended rows
+           -> feed_forward_weights: up and down matrices;   weight_gradient: output projection
+           -> axis_attention_backward
+           -> norm_linear_gradient: through QKV and the first norm to x;   weight_gradient: QKV
+
+Sums over rows are left by tile or part and added up at the end, without atomics. Layer norm's gradient: Ba et al. 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.operations.axis_attention.backward import launch_axis_attention_backward
+from fastenh_kernels.operations.axis_layer.feed_forward_gradient import (
+    launch_feed_forward_gradient,
+    launch_feed_forward_weights,
+)
+from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward
+from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
+from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
+from fastenh_kernels.shared.weight_gradient import launch_weight_gradient
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
+def norm_linear_gradient_kernel(
+    p_grad_out,  # (rows, 3C)
+    p_x,  # (rows, C)
+    p_grad_mid,  # (rows, C): what comes back past the layer's first half
+    p_norm_weight,  # (C,)
+    p_norm_bias,  # (C,)
+    p_weight,  # (3C, C)
+    p_normed,  # (rows, C), written
+    p_grad_x,  # (rows, C), written
+    p_sums,  # (tiles, C), written: of the gradient of the norm's weight
+    rows,
+    tiles,
+    programs,
+    C: tl.constexpr,
+    EPS: tl.constexpr,
+    M: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    o_c = tl.arange(0, C)
+    o_k = tl.arange(0, K)
+    o_m = tl.arange(0, M)
+    o_mc = o_m[:, None] * C + o_c[None, :]
+    p_w = p_weight + o_c[:, None] * C + o_c[None, :]
+    if K == C:  # the matrices stay
+        b_wq, b_wk, b_wv = tl.load(p_w), tl.load(p_w + C * C), tl.load(p_w + 2 * C * C)  # [C, C]
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs):
+        m_m = o_m[:, None] < rows - tile * M
+        o_tile = tile * (M * C)
+        p_g = p_grad_out + tile * (M * 3 * C) + o_m[:, None] * (3 * C) + o_k[None, :]
+        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_x, b_inverse = standardise(b_x, C, EPS)
+        b_weight = row_of(p_norm_weight, o_c)
+        b_n = (b_x * b_weight + row_of(p_norm_bias, o_c)).to(p_normed.dtype.element_ty)
+        tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
+        if K == C:
+            b_dn = tl.dot(tl.load(p_g, mask=m_m, other=0.0), b_wq, input_precision=PRECISION)  # [M, C]
+            b_dn = tl.dot(tl.load(p_g + C, mask=m_m, other=0.0), b_wk, b_dn, input_precision=PRECISION)
+            b_dn = tl.dot(tl.load(p_g + 2 * C, mask=m_m, other=0.0), b_wv, b_dn, input_precision=PRECISION)
+        else:
+            b_dn = tl.zeros([M, C], tl.float32)
+            for first in tl.range(0, 3 * C, K):
+                b_w = tl.load(p_weight + (first + o_k)[:, None] * C + o_c[None, :])  # [K, C]
+                b_dn = tl.dot(tl.load(p_g + first, mask=m_m, other=0.0), b_w, b_dn, input_precision=PRECISION)
+        tl.store(p_sums + tile * C + o_c, tl.sum(b_dn * b_x, 0))
+        b_dx = tl.load(p_grad_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_dx += through_norm(b_dn, b_x, b_inverse, b_weight, C)
+        tl.store(p_grad_x + o_tile + o_mc, b_dx.to(p_grad_x.dtype.element_ty), mask=m_m)
+
+
+def launch_norm_linear_gradient(
+    grad_out: Tensor, x: Tensor, grad_mid: Tensor, weights: AxisLayerWeights
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(gradient of x, normalised rows of x, (tiles, C) sums)."""
+    width = x.shape[3]
+    rows = x.numel() // width
+    m, k, warps = (64, width, 8) if x.element_size() == 2 else (16, 32, 8)
+    tiles = triton.cdiv(rows, m)
+    programs = min(tiles, 2 * processors(x.device))
+    normed, grad_x = torch.empty_like(x), torch.empty_like(x)
+    sums = torch.empty(tiles, width, dtype=torch.float32, device=x.device)
+
+    def cost() -> Cost:
+        matrix, moved = weights.qkv_weight, size(grad_out, x, grad_mid, normed, grad_x, sums)
+        l2 = moved + (programs if k == width else tiles) * size(matrix)
+        loops = (tiles / max(programs, 1), 3 * width // k)[: 1 if k == width else 2]
+        return Cost(loops, flop=2 * rows * matrix.numel(), l2_bytes=l2, dram_bytes=moved + size(matrix))
+
+    launch(
+        norm_linear_gradient_kernel,
+        programs,
+        cost,
+        num_warps=warps,
+        num_stages=1,
+        p_grad_out=grad_out,
+        p_x=x,
+        p_grad_mid=grad_mid,
+        p_norm_weight=weights.norm1_weight,
+        p_norm_bias=weights.norm1_bias,
+        p_weight=weights.qkv_weight.contiguous(),
+        p_normed=normed,
+        p_grad_x=grad_x,
+        p_sums=sums,
+        rows=rows,
+        tiles=tiles,
+        programs=programs,
+        C=width,
+        EPS=EPS,
+        M=m,
+        K=k,
+        PRECISION=dot_precision(x),
+    )
+    return grad_x, normed, sums
+
+
+def launch_axis_layer_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    kept: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
+) -> list[Tensor]:
+    """[grad_x, and the gradients of the twelve weights in float32]. ``kept``: of ``axis_layer_forward``, without y."""
+    qkv, attended, lse, mid = kept
+    w = AxisLayerWeights(*weights)
+    x, grad_y = x.contiguous(), grad_y.contiguous()
+    grad = launch_feed_forward_gradient(grad_y, mid, w, dropout, seed)
+    grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)
+    grad_out, grad_out_bias = launch_weight_gradient(_rows(grad.dropped_mid), _rows(attended))
+    grad_qkv = launch_axis_attention_backward(grad.attended, qkv, attended, lse, heads, axis, dropout, seed)
+    grad_x, normed, norm1_sums = launch_norm_linear_gradient(grad_qkv, x, grad.mid, w)
+    grad_qkv_weight, grad_qkv_bias = launch_weight_gradient(_rows(grad_qkv), _rows(normed))
+    grad_norm2_weight, grad_down_bias = (row.clone() for row in grad.sums.sum(0))  # an operator gives no views
+    gradients = AxisLayerWeights(
+        norm1_weight=norm1_sums.sum(0),
+        # A norm's bias reaches the rows behind it through a matrix alone, and so does that matrix's own bias.
+        norm1_bias=grad_qkv_bias @ w.qkv_weight.float(),
+        qkv_weight=grad_qkv_weight,
+        qkv_bias=grad_qkv_bias,
+        out_weight=grad_out,
+        out_bias=grad_out_bias,
+        norm2_weight=grad_norm2_weight,
+        norm2_bias=grad_up_bias @ w.up_weight.float(),
+        up_weight=grad_up,
+        up_bias=grad_up_bias,
+        down_weight=grad_down,
+        down_bias=grad_down_bias,
+    )
+    return [grad_x, *gradients]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, T, F, C) -> (rows, C)."""
+    return x.flatten(0, 2)
+
+
+def _shapes(grad_y: Tensor, x: Tensor, kept: Sequence[Tensor], weights: Sequence[Tensor], *_: Any) -> list[Tensor]:
+    return [like(x), *map(single, weights)]
+
+
+axis_layer_backward = operator("axis_layer_backward", launch_axis_layer_backward, _shapes)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    x, weights, ctx.heads, ctx.axis, ctx.dropout, seed = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # no zeros for what is kept
+    ctx.save_for_backward(seed, x, *output[1:], *weights)
+
+
+def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, list[Tensor], None, None, None, None]:
+    seed, x, *saved = ctx.saved_tensors
+    kept, weights = saved[:4], saved[4:]
+    gradients = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis, ctx.dropout, seed)
+    return gradients[0], as_dtypes_of(gradients[1:], weights), None, None, None, None
+
+
+axis_layer_forward.register_autograd(_gradient, setup_context=_keep)

@@ -1,0 +1,200 @@
+"""The second half of ``axis_layer``: output projection, residual, LN, both feed-forward maps, residual.
+
+A tile of rows at a time: the hidden units (four times as wide as the activation) never leave the chip.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
+from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.norm import EPS, normalise, row_of
+
+
+class Tiles(NamedTuple):
+    """How a feed-forward kernel cuts its work."""
+
+    rows: int
+    hidden: int  # units at a time
+    columns: int  # of the projection at a time
+    warps: int
+    stages: int
+    descriptors: bool  # matrices come by a copy engine of the SM (TMA)
+
+    def constants(self) -> dict[str, Any]:
+        """As the kernels take them."""
+        return {
+            "M": self.rows,
+            "N": self.hidden,
+            "K": self.columns,
+            "STAGES": self.stages,
+            "DESCRIPTORS": self.descriptors,
+        }
+
+    def matrices(self, weights: AxisLayerWeights) -> dict[str, Any]:
+        """Up and down matrix as the kernels take them: described in blocks of hidden units, or as they are."""
+        up, down = weights.up_weight.contiguous(), weights.down_weight.contiguous()
+        if self.descriptors:
+            width = up.shape[1]
+            up = TensorDescriptor.from_tensor(up, [self.hidden, width])
+            down = TensorDescriptor.from_tensor(down, [width, self.hidden])
+        return {"p_up_weight": up, "p_down_weight": down}
+
+
+def has_descriptors(x: Tensor) -> bool:
+    return x.element_size() == 2 and capability(x.device) >= 90
+
+
+@triton.jit
+def load_weights(p, o_row, o_column, first_row, first_column, WIDTH: tl.constexpr, DESCRIPTORS: tl.constexpr):
+    """A block of a matrix: by a copy engine of the SM (TMA) or by the threads."""
+    if DESCRIPTORS:
+        b = p.load([first_row, first_column])
+    else:
+        b = tl.load(p + (first_row + o_row)[:, None] * WIDTH + (first_column + o_column)[None, :])
+    return b
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
+def project_feed_forward_kernel(
+    p_attended,  # (rows, C)
+    p_x,  # (rows, C)
+    p_out_weight,  # (C, C)
+    p_out_bias,  # (C,)
+    p_norm_weight,  # (C,)
+    p_norm_bias,  # (C,)
+    p_up_weight,  # (HIDDEN, C), or its descriptor
+    p_up_bias,  # (HIDDEN,)
+    p_down_weight,  # (C, HIDDEN), or its descriptor
+    p_down_bias,  # (C,)
+    p_y,  # (rows, C)
+    p_mid,  # (rows, C): the rows between the two halves, written where KEEP
+    p_seed,  # (1,), of the dropout
+    rows,
+    tiles,
+    programs,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    EPS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    STAGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    KEEP: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    o_c = tl.arange(0, C)
+    o_k = tl.arange(0, K)
+    o_n = tl.arange(0, N)
+    o_m = tl.arange(0, M)
+    o_mc = o_m[:, None] * C + o_c[None, :]
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1):
+        m_m = o_m[:, None] < rows - tile * M
+        o_tile = tile * (M * C)
+        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_y = row_of(p_out_bias, o_c) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
+        for first in tl.range(0, C, K, num_stages=1):
+            p_a = p_attended + o_tile + o_m[:, None] * C + (first + o_k)[None, :]
+            b_a = tl.load(p_a, mask=m_m, other=0.0)  # [M, K]
+            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            b_y = tl.dot(b_a, tl.trans(b_w), b_y, input_precision=PRECISION)
+        if DROPOUT > 0:
+            b_x += drop(b_y, seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+        else:
+            b_x = b_y  # the residual rides in the accumulator
+        if KEEP:
+            tl.store(p_mid + o_tile + o_mc, b_x.to(p_mid.dtype.element_ty), mask=m_m)
+        b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
+        b_n = b_n.to(p_out_weight.dtype.element_ty)
+        b_y = row_of(p_down_bias, o_c) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
+        for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
+            b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
+            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
+            b_h = tl.maximum(b_h, 0.0)
+            if DROPOUT > 0:
+                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
+                b_h = drop(b_h, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
+            b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
+            b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
+            b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
+        if DROPOUT > 0:
+            b_y = b_x + drop(b_y, seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
+        tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
+
+
+def launch_project_feed_forward(
+    attended: Tensor,
+    x: Tensor,
+    weights: AxisLayerWeights,
+    mid: Tensor | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> Tensor:
+    """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
+
+    ``mid`` receives the rows after the first residual: the feed-forward's gradient begins there.
+    """
+    hidden, width = weights.up_weight.shape
+    rows = x.numel() // width
+    y = torch.empty_like(x)
+    sizes = _tiles(x, dropout)
+    tiles = triton.cdiv(rows, sizes.rows)
+    programs = min(tiles, processors(x.device))
+
+    def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
+        projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
+        moved = size(attended, x, y, *(() if mid is None else (mid,)))
+        l2 = moved + tiles * size(*matrices) + (programs if sizes.columns == width else tiles) * size(projection)
+        flop = 2 * rows * sum(matrix.numel() for matrix in (projection, *matrices))
+        loops = (tiles / max(programs, 1), width // sizes.columns, hidden // sizes.hidden)
+        return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + size(projection, *matrices))
+
+    launch(
+        project_feed_forward_kernel,
+        programs,
+        cost,
+        num_warps=sizes.warps,
+        num_stages=sizes.stages,
+        p_attended=attended,
+        p_x=x,
+        p_out_weight=weights.out_weight.contiguous(),
+        p_out_bias=weights.out_bias,
+        p_norm_weight=weights.norm2_weight,
+        p_norm_bias=weights.norm2_bias,
+        **sizes.matrices(weights),
+        p_up_bias=weights.up_bias,
+        p_down_bias=weights.down_bias,
+        p_y=y,
+        p_mid=y if mid is None else mid,
+        p_seed=y if seed is None else seed,
+        rows=rows,
+        tiles=tiles,
+        programs=programs,
+        C=width,
+        HIDDEN=hidden,
+        EPS=EPS,
+        **sizes.constants(),
+        KEEP=mid is not None,
+        DROPOUT=dropout,
+        PRECISION=dot_precision(x),
+    )
+    return y
+
+
+def _tiles(x: Tensor, dropout: float) -> Tiles:
+    width = x.shape[3]
+    if has_descriptors(x):
+        return Tiles(32 if dropout else 128, 64, width, 8, 2, True)
+    if x.element_size() == 2:
+        return Tiles(32 if dropout else 64, 64, width, 8, 2, False)
+    return Tiles(16 if dropout else 32, 32, 32, 8, 1, False)

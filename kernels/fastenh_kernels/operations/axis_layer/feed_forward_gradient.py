@@ -1,0 +1,281 @@
+"""The gradient of ``axis_layer``'s second half: one launch for the rows, one for the two feed-forward matrices.
+
+Hidden units and normalised rows are computed again: the hidden units, four times as wide as a row, never leave the chip
+here either.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, has_descriptors, load_weights
+from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
+from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
+def feed_forward_gradient_kernel(
+    p_grad_y,  # (rows, C)
+    p_mid,  # (rows, C)
+    p_norm_weight,  # (C,)
+    p_norm_bias,  # (C,)
+    p_up_weight,  # (HIDDEN, C), or its descriptor
+    p_up_bias,  # (HIDDEN,)
+    p_down_weight,  # (C, HIDDEN), or its descriptor
+    p_out_weight,  # (C, C)
+    p_normed,  # (rows, C), written: the normalised rows of mid
+    p_grad_mid,  # (rows, C), written
+    p_grad_attended,  # (rows, C), written
+    p_sums,  # (tiles, 2, C), written: of the gradients of norm weight and down bias
+    p_dropped_y,  # (rows, C), written where DROPOUT: what is left of grad_y
+    p_dropped_mid,  # (rows, C), written where DROPOUT: what is left of grad_mid on its way to the projection
+    p_seed,  # (1,), of the dropout
+    rows,
+    tiles,
+    programs,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    EPS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    STAGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    o_c = tl.arange(0, C)
+    o_n = tl.arange(0, N)
+    o_k = tl.arange(0, K)
+    o_m = tl.arange(0, M)
+    o_mc = o_m[:, None] * C + o_c[None, :]
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1):
+        m_m = o_m[:, None] < rows - tile * M
+        o_tile = tile * (M * C)
+        b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_x, b_inverse = standardise(b_x, C, EPS)
+        b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(p_out_weight.dtype.element_ty)
+        tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
+        b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0)  # [M, C]
+        if DROPOUT > 0:
+            b_dy = drop(b_dy.to(tl.float32), seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
+            b_dy = b_dy.to(p_dropped_y.dtype.element_ty)
+            tl.store(p_dropped_y + o_tile + o_mc, b_dy, mask=m_m)
+        b_dn = tl.zeros([M, C], tl.float32)
+        for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
+            b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
+            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
+            b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
+            b_dh = tl.dot(b_dy, b_down, input_precision=PRECISION)  # [M, N]
+            if DROPOUT > 0:
+                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
+                b_dh = drop(b_dh, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
+            b_dh = tl.where(b_h > 0.0, b_dh, 0.0).to(b_dy.dtype)
+            b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
+        b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
+        b_x, b_inverse = standardise(b_x, C, EPS)
+        p_tile_sums = p_sums + tile * (2 * C) + o_c
+        tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
+        b_dx = through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
+        if DROPOUT > 0:
+            tl.store(p_tile_sums + C, tl.sum(b_dy.to(tl.float32), 0))
+        b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        if DROPOUT == 0:
+            tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
+        b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
+        tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
+        if DROPOUT > 0:
+            b_dx = drop(b_dx.to(tl.float32), seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+            b_dx = b_dx.to(p_out_weight.dtype.element_ty)
+            tl.store(p_dropped_mid + o_tile + o_mc, b_dx, mask=m_m)
+        for first in tl.range(0, C, K, num_stages=1):
+            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            b_da = tl.dot(b_dx, b_w, input_precision=PRECISION)
+            p_da = p_grad_attended + o_tile + o_m[:, None] * C + (first + o_k)[None, :]
+            tl.store(p_da, b_da.to(p_grad_attended.dtype.element_ty), mask=m_m)
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "parts"])
+def feed_forward_weights_kernel(
+    p_normed,  # (rows, C)
+    p_grad_y,  # (rows, C), dropout done
+    p_up_weight,  # (HIDDEN, C)
+    p_up_bias,  # (HIDDEN,)
+    p_down_weight,  # (C, HIDDEN)
+    p_grad_up,  # (parts, HIDDEN, C), float32, written
+    p_grad_down,  # (parts, HIDDEN, C), float32, written: transposed
+    p_grad_bias,  # (parts, HIDDEN), float32, written: of up
+    p_seed,  # (1,), of the dropout
+    rows,
+    tiles,
+    parts,
+    C: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,  # hidden units of a program
+    STAGES: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_part = (tl.program_id(0) // (HIDDEN // N)).to(tl.int64)
+    o_n = tl.program_id(0) % (HIDDEN // N) * N + tl.arange(0, N)
+    o_c = tl.arange(0, C)
+    o_m = tl.arange(0, M)
+    b_up = tl.load(p_up_weight + o_n[:, None] * C + o_c[None, :])  # [N, C]
+    b_down = tl.load(p_down_weight + o_c[:, None] * HIDDEN + o_n[None, :])  # [C, N]
+    b_bias = tl.load(p_up_bias + o_n).to(tl.float32)[:, None]
+    b_grad_up = tl.zeros([N, C], tl.float32)
+    b_grad_down = tl.zeros([N, C], tl.float32)
+    b_grad_bias = tl.zeros([N], tl.float32)
+    for tile in tl.range(i_part, tiles, parts, num_stages=STAGES):
+        m_m = o_m[:, None] < rows - tile * M
+        o_tile = tile * (M * C) + o_m[:, None] * C + o_c[None, :]
+        b_n = tl.load(p_normed + o_tile, mask=m_m, other=0.0)  # [M, C]
+        b_dy = tl.load(p_grad_y + o_tile, mask=m_m, other=0.0)
+        # transposed from the start, hidden units x rows: they are first operands below
+        b_h = tl.maximum(tl.dot(b_up, tl.trans(b_n), input_precision=PRECISION) + b_bias, 0.0)  # [N, M]
+        b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
+        b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
+        if DROPOUT > 0:
+            seed = seed_of(p_seed, HIDDEN_UNITS, DROPOUT)
+            o_h = (tile * M + o_m)[None, :] * HIDDEN + o_n[:, None]
+            b_h, b_dh = drop(b_h, seed, o_h, DROPOUT), drop(b_dh, seed, o_h, DROPOUT)
+        b_grad_bias += tl.sum(b_dh, 1)
+        b_grad_down = tl.dot(b_h.to(b_dy.dtype), b_dy, b_grad_down, input_precision=PRECISION)
+        b_grad_up = tl.dot(b_dh.to(b_n.dtype), b_n, b_grad_up, input_precision=PRECISION)
+    o_part = (i_part * HIDDEN + o_n)[:, None] * C + o_c[None, :]
+    tl.store(p_grad_up + o_part, b_grad_up)
+    tl.store(p_grad_down + o_part, b_grad_down)
+    tl.store(p_grad_bias + i_part * HIDDEN + o_n, b_grad_bias)
+
+
+class FeedForwardGradient(NamedTuple):
+    """What ``launch_feed_forward_gradient`` gives."""
+
+    mid: Tensor  # (B, T, F, C)
+    attended: Tensor  # (B, T, F, C)
+    normed: Tensor  # (B, T, F, C): no gradient, the normalised rows of mid
+    sums: Tensor  # (tiles, 2, C), float32: of the gradients of norm weight and down bias
+    dropped_y: Tensor  # (B, T, F, C): grad_y after dropout
+    dropped_mid: Tensor  # (B, T, F, C): the gradient of mid after dropout
+
+
+def launch_feed_forward_gradient(
+    grad_y: Tensor, mid: Tensor, weights: AxisLayerWeights, dropout: float, seed: Tensor | None
+) -> FeedForwardGradient:
+    """Through the second half to mid, and through the projection to the attended rows."""
+    hidden, width = weights.up_weight.shape
+    rows = mid.numel() // width
+    sizes = _tiles(mid, dropout)
+    tiles = triton.cdiv(rows, sizes.rows)
+    programs = min(tiles, processors(mid.device))
+    normed, grad_mid, grad_attended = (torch.empty_like(mid) for _ in range(3))
+    dropped_y, dropped_mid = (torch.empty_like(mid) for _ in range(2)) if dropout else (grad_y, grad_mid)
+    sums = torch.empty(tiles, 2, width, dtype=torch.float32, device=mid.device)
+
+    def cost() -> Cost:  # rows are read twice, the second time from the caches
+        projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
+        moved = size(grad_y, mid, normed, grad_mid, grad_attended, sums)
+        l2 = moved + size(grad_y, mid) + tiles * size(projection, *matrices)
+        flop = 2 * rows * (3 * weights.up_weight.numel() + projection.numel())
+        loops = (tiles / max(programs, 1), hidden // sizes.hidden, width // sizes.columns)
+        return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + size(*matrices))
+
+    launch(
+        feed_forward_gradient_kernel,
+        programs,
+        cost,
+        num_warps=sizes.warps,
+        num_stages=sizes.stages,
+        p_grad_y=grad_y,
+        p_mid=mid,
+        p_norm_weight=weights.norm2_weight,
+        p_norm_bias=weights.norm2_bias,
+        **sizes.matrices(weights),
+        p_up_bias=weights.up_bias,
+        p_out_weight=weights.out_weight.contiguous(),
+        p_normed=normed,
+        p_grad_mid=grad_mid,
+        p_grad_attended=grad_attended,
+        p_sums=sums,
+        p_dropped_y=dropped_y,
+        p_dropped_mid=dropped_mid,
+        p_seed=sums if seed is None else seed,
+        rows=rows,
+        tiles=tiles,
+        programs=programs,
+        C=width,
+        HIDDEN=hidden,
+        EPS=EPS,
+        **sizes.constants(),
+        DROPOUT=dropout,
+        PRECISION=dot_precision(mid),
+    )
+    return FeedForwardGradient(grad_mid, grad_attended, normed, sums, dropped_y, dropped_mid)
+
+
+def _tiles(x: Tensor, dropout: float) -> Tiles:
+    width = x.shape[3]
+    if has_descriptors(x):
+        return Tiles(32 if dropout else 128, 64, width, 8, 2, True)
+    if x.element_size() == 2:
+        return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
+    return Tiles(16, 32, 32, 8, 1, False)
+
+
+def launch_feed_forward_weights(
+    normed: Tensor, grad_y: Tensor, weights: AxisLayerWeights, dropout: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the up matrix (HIDDEN, C), of its bias, and of the down matrix (C, HIDDEN), in float32."""
+    hidden, width = weights.up_weight.shape
+    rows = normed.numel() // width
+    if normed.element_size() == 4:
+        m, n, warps, stages = 16, 16, 4, 1
+    else:
+        n = 128 if hidden % 128 == 0 and capability(normed.device) >= 90 else 64
+        m, warps, stages = 64, 8, 2
+    tiles, blocks = triton.cdiv(rows, m), hidden // n
+    parts = max(1, min(tiles, 2 * processors(normed.device) // blocks))
+    grad_up, grad_down = (torch.empty(parts, hidden, width, dtype=torch.float32, device=normed.device) for _ in "ud")
+    grad_bias = torch.empty(parts, hidden, dtype=torch.float32, device=normed.device)
+
+    def cost() -> Cost:
+        written = size(grad_up, grad_down)
+        l2 = blocks * size(normed, grad_y) + parts * size(weights.up_weight, weights.down_weight) + written
+        flop = 4 * 2 * rows * weights.up_weight.numel()
+        return Cost((tiles / parts,), flop, l2_bytes=l2, dram_bytes=size(normed, grad_y) + written)
+
+    launch(
+        feed_forward_weights_kernel,
+        parts * blocks,
+        cost,
+        num_warps=warps,
+        num_stages=stages,
+        p_normed=normed,
+        p_grad_y=grad_y,
+        p_up_weight=weights.up_weight.contiguous(),
+        p_up_bias=weights.up_bias,
+        p_down_weight=weights.down_weight.contiguous(),
+        p_grad_up=grad_up,
+        p_grad_down=grad_down,
+        p_grad_bias=grad_bias,
+        p_seed=grad_bias if seed is None else seed,
+        rows=rows,
+        tiles=tiles,
+        parts=parts,
+        C=width,
+        HIDDEN=hidden,
+        M=m,
+        N=n,
+        STAGES=stages,
+        DROPOUT=dropout,
+        PRECISION=dot_precision(normed),
+    )
+    return grad_up.sum(0), grad_bias.sum(0), grad_down.sum(0).T.contiguous()

@@ -1,0 +1,159 @@
+"""The pre-LN encoder layer along one axis: LN, QKV and attention in one launch or two, and the rest in one.
+
+Short sequences that fill blocks of 64 take ``norm_attention``; others LN + QKV and then ``axis_attention``. The rest is
+in ``feed_forward``. Programs stay on the device and take tile after tile, so that LN + QKV reads its weights once a
+program, not once a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.operations.axis_attention.forward import launch_axis_attention, launch_axis_attention_forward
+from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
+from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
+from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
+from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.shared.dropout import draw_seed
+from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.norm import EPS, normalise, row_of
+from fastenh_kernels.shared.operators import autocast_dtype, like, needs_gradient, operator
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
+def norm_linear_kernel(
+    p_x,  # (rows, C)
+    p_norm_weight,  # (C,)
+    p_norm_bias,  # (C,)
+    p_weight,  # (3C, C)
+    p_bias,  # (3C,)
+    p_out,  # (rows, 3C)
+    rows,
+    tiles,
+    programs,
+    C: tl.constexpr,
+    EPS: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_column = tl.program_id(0) % (C // N)
+    o_c = tl.arange(0, C)
+    o_n = i_column * N + tl.arange(0, N)
+    b_norm_weight, b_norm_bias = row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c)
+    b_wq = tl.load(p_weight + o_n[:, None] * C + o_c[None, :])  # [N, C]
+    b_wk = tl.load(p_weight + (C + o_n)[:, None] * C + o_c[None, :])
+    b_wv = tl.load(p_weight + (2 * C + o_n)[:, None] * C + o_c[None, :])
+    b_bq, b_bk, b_bv = row_of(p_bias, o_n), row_of(p_bias, C + o_n), row_of(p_bias, 2 * C + o_n)
+    o_m = tl.arange(0, M)
+    for tile in tl.range((tl.program_id(0) // (C // N)).to(tl.int64), tiles, programs):
+        m_m = o_m[:, None] < rows - tile * M
+        p_rows = p_x + tile * (M * C)
+        b_x = tl.load(p_rows + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
+        b_x = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_weight.dtype.element_ty)
+        p_y = p_out + tile * (M * 3 * C) + o_m[:, None] * (3 * C) + o_n[None, :]
+        b_y = tl.dot(b_x, tl.trans(b_wq), input_precision=PRECISION) + b_bq
+        tl.store(p_y, b_y.to(p_out.dtype.element_ty), mask=m_m)
+        b_y = tl.dot(b_x, tl.trans(b_wk), input_precision=PRECISION) + b_bk
+        tl.store(p_y + C, b_y.to(p_out.dtype.element_ty), mask=m_m)
+        b_y = tl.dot(b_x, tl.trans(b_wv), input_precision=PRECISION) + b_bv
+        tl.store(p_y + 2 * C, b_y.to(p_out.dtype.element_ty), mask=m_m)
+
+
+def launch_norm_linear(x: Tensor, weights: AxisLayerWeights) -> Tensor:
+    """LN and the packed projections. Contiguous (B, T, F, C) -> (B, T, F, 3C)."""
+    width = x.shape[3]
+    rows = x.numel() // width
+    out = torch.empty(*x.shape[:3], 3 * width, dtype=x.dtype, device=x.device)
+    m, n, warps = (64, width, 4 if capability(x.device) >= 90 else 8) if x.element_size() == 2 else (32, 16, 4)
+    parts = width // n
+    tiles = triton.cdiv(rows, m)
+    programs = min(tiles, 2 * processors(x.device))  # two an SM: one computes while the other loads
+
+    def cost() -> Cost:
+        matrix = weights.qkv_weight
+        l2 = parts * size(x) + size(out) + programs * size(matrix)
+        loops = (tiles / max(programs, 1),)
+        return Cost(loops, flop=2 * rows * matrix.numel(), l2_bytes=l2, dram_bytes=size(x, out, matrix))
+
+    launch(
+        norm_linear_kernel,
+        parts * programs,
+        cost,
+        num_warps=warps,
+        num_stages=1,
+        p_x=x,
+        p_norm_weight=weights.norm1_weight,
+        p_norm_bias=weights.norm1_bias,
+        p_weight=weights.qkv_weight,
+        p_bias=weights.qkv_bias,
+        p_out=out,
+        rows=rows,
+        tiles=tiles,
+        programs=programs,
+        C=width,
+        EPS=EPS,
+        M=m,
+        N=n,
+        PRECISION=dot_precision(x),
+    )
+    return out
+
+
+def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
+    """Without dropout. (B, T, F, C) -> (B, T, F, C).
+
+    ``weights``: the tensors of ``AxisLayerWeights`` in order, matrices in the dtype of x.
+    """
+    x, weights = x.contiguous(), AxisLayerWeights(*weights)
+    if pays(x, heads, axis):
+        attended = launch_norm_attention(x, weights, heads, axis)
+    else:
+        attended = launch_axis_attention(launch_norm_linear(x, weights), heads, axis)
+    return launch_project_feed_forward(attended, x, weights, None, 0.0, None)
+
+
+def launch_axis_layer_forward(
+    x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, dropout: float, seed: Tensor | None
+) -> list[Tensor]:
+    """``axis_layer`` with dropout, and what its gradient needs: [y, qkv, attended, softmax sums, mid].
+
+    ``weights``: as above. ``seed``: int64, one element, on the device. The same seed drops the same values.
+    """
+    x, weights = x.contiguous(), AxisLayerWeights(*weights)
+    qkv = launch_norm_linear(x, weights)
+    attended, lse = launch_axis_attention_forward(qkv, heads, axis, dropout, seed)
+    mid = torch.empty_like(x)
+    y = launch_project_feed_forward(attended, x, weights, mid, dropout, seed)
+    return [y, qkv, attended, lse, mid]
+
+
+def _shape(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
+    return like(x)
+
+
+def _shapes(
+    x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, dropout: float, seed: Tensor | None
+) -> list[Tensor]:
+    qkv = x.new_empty(*x.shape[:3], 3 * x.shape[3])
+    return [like(x), qkv, like(x), softmax_sums(x, heads, axis), like(x)]
+
+
+axis_layer_operator = operator("axis_layer", launch_axis_layer, _shape)
+axis_layer_forward = operator("axis_layer_forward", launch_axis_layer_forward, _shapes)
+
+
+def axis_layer(
+    x: Tensor, weights: AxisLayerWeights, heads: int, axis: str, dropout: float = 0.0, history: int = 0
+) -> Tensor:
+    """What the gradient needs is kept only where one is asked for; ``history`` is 0, or the reference runs."""
+    x = x.to(autocast_dtype(x))
+    rounded = list(weights.with_matrices_in(x.dtype))
+    if dropout or needs_gradient(x, *weights):
+        return axis_layer_forward(x, rounded, heads, axis, dropout, draw_seed(dropout, x.device))[0]
+    return axis_layer_operator(x, rounded, heads, axis)

@@ -1,0 +1,33 @@
+"""The encoder's second convolution as a walk along time (``shared/time_taps.py``).
+
+The three frequency taps of a band lie side by side in a frame: its row of 3 x 32 values begins a band before.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastenh_kernels.shared.operators import autocast_dtype, operator
+from fastenh_kernels.shared.time_taps import walk
+
+
+def launch_encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """Matrix and x have one dtype, which is that of the result."""
+    channels = x.shape[3]
+    out = _shapes(x, matrix, bias, relu)
+    walk(x.contiguous(), None, matrix, bias, out, bands=out.shape[2], step=2 * channels, start=-channels, relu=relu)
+    return out
+
+
+def _shapes(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    batch, frames, bands, _ = x.shape
+    return torch.empty(batch, frames, (bands + 1) // 2, matrix.shape[2], dtype=x.dtype, device=x.device)
+
+
+encoder_conv_operator = operator("encoder_conv", launch_encoder_conv, _shapes)
+
+
+def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    x = x.to(autocast_dtype(x))
+    return encoder_conv_operator(x, matrix.to(x.dtype), bias, relu)

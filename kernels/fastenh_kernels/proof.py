@@ -1,0 +1,96 @@
+"""The kernels' own test on a device: every one of them once, against the reference, before any job relies on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastenh_kernels.examples import Inputs, leaves
+from fastenh_kernels.operation import OPERATIONS, Example, Operation, load_kernels, tensors_of
+
+# relative distance to the reference in float32; a wrong element or a race shows as far more
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# of a gradient: a unit within rounding of zero opens on one side alone, so it goes with the root of the precision
+_GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 0.15}
+
+
+def disproof(device: torch.device, dtype: torch.dtype, frames: int = 188, gradients: bool = False) -> str:
+    """What is wrong with the kernels on ``device`` in ``dtype``, in words; nothing where they equal the reference.
+
+    ``gradients``: those that training takes, instead of the forward pass.
+    """
+    load_kernels()
+    run, most = (_gradients, _GRADIENT_TOLERANCE) if gradients else (_results, _TOLERANCE)
+    inputs = Inputs(device, dtype, clips=1 if gradients else 2, frames=frames)
+    exact = torch.backends.cudnn.flags(allow_tf32=False)
+    with torch.autocast(device.type, enabled=False), exact, _full_precision():
+        for operation, example in _served(inputs, "training" if gradients else "inference"):
+            name = f"{'gradient of ' if gradients else ''}{operation.name} ({example.label})".removesuffix(" ()")
+            try:
+                results = run(operation.kernel, example.arguments)
+            except Exception as error:  # whatever the compiler or the driver raises
+                return f"{name} fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+            truths = run(operation.reference, tree_map(_single, example.arguments))
+            distance = max(map(_distance, results, truths))
+            if not distance <= most[dtype]:
+                return f"{name} is {distance:.1e} from the reference in {str(dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _served(inputs: Inputs, use: str) -> Iterator[tuple[Operation, Example]]:
+    """The examples that the kernels take."""
+    for operation in OPERATIONS.values():
+        for example in operation.examples(inputs):
+            if example.use in (use, "both") and not operation.serves(*example.arguments):
+                yield operation, example
+
+
+def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    with torch.no_grad():
+        result = function(*arguments)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _gradients(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """Of ``leaves``, from random gradients of the results: the same ones for each function."""
+    with torch.enable_grad():
+        arguments = leaves(arguments)
+        result = function(*arguments)
+        results = result if isinstance(result, tuple) else (result,)
+        random = Inputs(results[0].device, torch.float32, seed=1)
+        upstream = [_like(random, result) for result in results]
+        return torch.autograd.grad(results, [t for t in tensors_of(arguments) if t.requires_grad], upstream)
+
+
+def _like(random: Inputs, result: Tensor) -> Tensor:
+    """Values that no dtype rounds; a spectrum's are laid out as the result's."""
+    if result.is_complex():
+        random.clips, bins, random.frames = result.shape
+        return random.spectrum(bins)
+    return random.real(*result.shape).bfloat16().to(result.dtype)
+
+
+def _single(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and not value.is_complex() else value
+
+
+def _distance(result: Tensor, truth: Tensor) -> float:
+    """Relative to the norm of the truth; infinite where it is not a number (``max`` would lose that)."""
+    distance = ((result.to(truth.dtype) - truth).norm() / truth.norm()).item()
+    return distance if distance == distance else float("inf")
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Matrix products of float32 in float32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

@@ -1,0 +1,118 @@
+"""The one place where kernels are launched, or written down instead of launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+
+from fastenh_kernels.backend import use_backend
+
+_RECORDED_PROCESSORS = 132  # of an H100 or H200
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the machine code does not say about a launch."""
+
+    loops: tuple[float, ...]  # mean trip count of each loop, outermost first in the order of the code
+    flop: float  # of its matrix products, without padding
+    l2_bytes: float  # read and written by all programs
+    dram_bytes: float  # every tensor once
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch as it would have happened: for compiling without a GPU, and for counting."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    num_warps: int
+    num_stages: int
+    cost: Cost
+
+
+_records: list[Launch] | None = None
+_recorded_capability = 90
+
+
+@contextmanager
+def recording(capability: int = 90) -> Iterator[list[Launch]]:
+    """Write launches down, as on a GPU of that compute capability; tensors may then be on the meta device.
+
+    Operations take their kernels meanwhile, on whatever device the tensors are.
+    """
+    global _records, _recorded_capability
+    before = _records, _recorded_capability
+    _records, _recorded_capability = [], capability
+    try:
+        with use_backend("record"):
+            yield _records
+    finally:
+        _records, _recorded_capability = before
+
+
+def is_recording() -> bool:
+    return _records is not None
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    cost: Callable[[], Cost],
+    /,
+    *,
+    num_warps: int,
+    num_stages: int = 2,
+    **arguments: Any,
+) -> None:
+    """Run ``programs`` programs with the kernel's ``arguments``, all on the x axis of the grid (y and z end at 65,535).
+    No programs, no launch.
+
+    ``cost`` is asked where launches are written down, never on the way to a GPU.
+    """
+    if _records is not None:
+        _records.append(Launch(kernel, programs, arguments, num_warps, num_stages, cost()))
+    elif programs:
+        kernel[(programs,)](**arguments, num_warps=num_warps, num_stages=num_stages)
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability, 80 or 90; that of the recorder where launches are written down, 90 for the interpreter."""
+    if _records is not None or device.type != "cuda":
+        return _recorded_capability
+    return _properties(device)[0]
+
+
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors; of an H100 where launches are written down or interpreted."""
+    return _properties(device)[1] if device.type == "cuda" else _RECORDED_PROCESSORS
+
+
+@cache
+def _properties(device: torch.device) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(device)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def chunk_of(length: int, tiles: int, device: torch.device, least: int = 8) -> int:
+    """How much of ``length`` a program walks along, so that ``tiles`` of them twice fill the device."""
+    return max(least, triton.cdiv(length * tiles, 2 * processors(device)))
+
+
+def dot_precision(tensor: torch.Tensor) -> str:
+    """How ``tl.dot`` multiplies float32: as TF32 where torch may, else by three TF32 products (close to float32)."""
+    if tensor.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32:
+        return "tf32x3"
+    return "tf32"
+
+
+def size(*tensors: torch.Tensor) -> int:
+    """Bytes of tensors together."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

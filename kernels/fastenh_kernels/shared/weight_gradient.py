@@ -1,0 +1,85 @@
+"""The gradient of a matrix from the rows that went in and the gradients that came back: A^T B over all rows.
+
+Programs share the rows and keep a block of the sum each, in float32; what they found apart is added up at the end, so
+that two identical steps give equal bits. The sums of A's columns, the gradient of a bias, come along.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "parts"])
+def weight_gradient_kernel(
+    p_grad,  # (rows, OUT)
+    p_x,  # (rows, IN)
+    p_weight,  # (parts, OUT, IN), float32
+    p_bias,  # (parts, OUT), float32
+    rows,
+    tiles,
+    parts,
+    OUT: tl.constexpr,
+    IN: tl.constexpr,
+    M: tl.constexpr,
+    P: tl.constexpr,  # of OUT
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    i_part = (tl.program_id(0) // (OUT // P)).to(tl.int64)
+    o_p = tl.program_id(0) % (OUT // P) * P + tl.arange(0, P)
+    o_in = tl.arange(0, IN)
+    o_m = tl.arange(0, M)
+    b_weight = tl.zeros([P, IN], tl.float32)
+    b_bias = tl.zeros([P], tl.float32)
+    for tile in tl.range(i_part, tiles, parts, num_stages=STAGES):
+        m_m = o_m[:, None] < rows - tile * M
+        b_g = tl.load(p_grad + tile * (M * OUT) + o_m[:, None] * OUT + o_p[None, :], mask=m_m, other=0.0)  # [M, P]
+        b_x = tl.load(p_x + tile * (M * IN) + o_m[:, None] * IN + o_in[None, :], mask=m_m, other=0.0)  # [M, IN]
+        b_weight = tl.dot(tl.trans(b_g), b_x, b_weight, input_precision=PRECISION)
+        b_bias += tl.sum(b_g.to(tl.float32), 0)
+    tl.store(p_weight + (i_part * OUT + o_p)[:, None] * IN + o_in[None, :], b_weight)
+    tl.store(p_bias + i_part * OUT + o_p, b_bias)
+
+
+def launch_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows, OUT), (rows, IN), contiguous -> (OUT, IN) and (OUT,) in float32: of ``x @ weight.T + bias``.
+
+    OUT a multiple of 64, IN 64 or 128.
+    """
+    (rows, out), width = grad.shape, x.shape[1]
+    m, p, warps, stages = (64, 128 if out % 128 == 0 else 64, 8, 3) if x.element_size() == 2 else (16, 64, 4, 1)
+    tiles, blocks = triton.cdiv(rows, m), out // p
+    parts = max(1, min(tiles, 2 * processors(x.device) // blocks))
+    weight = torch.empty(parts, out, width, dtype=torch.float32, device=x.device)
+    bias = torch.empty(parts, out, dtype=torch.float32, device=x.device)
+
+    def cost() -> Cost:
+        l2 = size(grad) + blocks * size(x) + size(weight)
+        return Cost((tiles / parts,), 2 * rows * out * width, l2_bytes=l2, dram_bytes=size(grad, x, weight))
+
+    launch(
+        weight_gradient_kernel,
+        parts * blocks,
+        cost,
+        num_warps=warps,
+        num_stages=stages,
+        p_grad=grad,
+        p_x=x,
+        p_weight=weight,
+        p_bias=bias,
+        rows=rows,
+        tiles=tiles,
+        parts=parts,
+        OUT=out,
+        IN=width,
+        M=m,
+        P=p,
+        STAGES=stages,
+        PRECISION=dot_precision(x),
+    )
+    return weight.sum(0), bias.sum(0)

@@ -1,0 +1,207 @@
+"""The transformer layer along one axis: formulas, tiles for processors, kernels, gradients, dropout."""
+
+import pytest
+import torch
+from dropout_again import DROPOUT, SEED, layer_with_masks
+from parity import (
+    RULES,
+    check,
+    check_gradients,
+    kernel_of,
+    layer_weights,
+    randn,
+    reference_of,
+    relative,
+    textbook_layer,
+    twice,
+)
+
+import fastenh_kernels
+from fastenh_kernels import AxisLayerWeights, backend
+from fastenh_kernels.operation import OPERATIONS
+from fastenh_kernels.operations.axis_layer import cpu
+
+pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
+AXES = pytest.mark.parametrize("axis", ["frequency", "time"])
+F64 = torch.float64
+
+
+def kernel(axis, heads=2):
+    return lambda x, *weights: kernel_of("axis_layer")(x, AxisLayerWeights(*weights), heads, axis, 0.0, 0)
+
+
+def plain(axis, heads=2):
+    return lambda x, *weights: reference_of("axis_layer")(x, AxisLayerWeights(*weights), heads, axis, 0.0, 0)
+
+
+def dropping(axis, seed):
+    """The operator that keeps what its gradient needs, with a seed of our own."""
+    kernel_of("axis_layer")
+    from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward
+
+    return lambda x, *weights: axis_layer_forward(x, weights, 2, axis, DROPOUT, seed)[0]
+
+
+@AXES
+@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 1), (2, 17, 2), (1, 2, 65), (3, 5, 63)])
+def test_it_is_the_textbook_encoder_layer(axis, b, t, f):
+    torch.manual_seed(0)
+    w = AxisLayerWeights(*(tensor.double() for tensor in layer_weights(16, 24)))
+    x = torch.randn(b, t, f, 16, dtype=F64)
+    sequences = x if axis == "frequency" else x.transpose(1, 2)
+    expected = textbook_layer(w, 4)(sequences.flatten(0, 1)).view(sequences.shape)
+    expected = expected if axis == "frequency" else expected.transpose(1, 2)
+    torch.testing.assert_close(fastenh_kernels.axis_layer(x, w, 4, axis), expected)
+
+
+@pytest.mark.parametrize("history", [1, 3, 40])
+def test_history(history):
+    """A frame sees itself and those before it, as many as are asked for: what is outside changes nothing."""
+    w = AxisLayerWeights(*(tensor.double() for tensor in layer_weights(16, 24)))
+    x = torch.randn(1, 9, 2, 16, dtype=F64)
+    whole = fastenh_kernels.axis_layer(x, w, 2, "time", 0.0, history)
+    first = max(0, 6 - history + 1)
+    alone = fastenh_kernels.axis_layer(x[:, first:7], w, 2, "time", 0.0, history)
+    torch.testing.assert_close(whole[:, 6], alone[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("bias", "masks"), [("out_bias", 1), ("down_bias", 1), ("up_bias", 2)], ids=["attention", "feed-forward", "hidden"]
+)
+def test_branches_and_hidden_units_are_dropped(bias, masks):
+    """All weights but one bias are 0, so a branch is this bias of 1 behind the dropouts on its way."""
+    zeros = AxisLayerWeights(*(torch.zeros_like(tensor, dtype=F64) for tensor in layer_weights(16, 16)))
+    down = torch.eye(16, dtype=F64) if bias == "up_bias" else zeros.down_weight
+    weights = zeros._replace(**{"down_weight": down, bias: torch.ones(16, dtype=F64)})
+    added = fastenh_kernels.axis_layer(torch.zeros(2, 20, 30, 16, dtype=F64), weights, 2, "time", 0.25)
+    kept = 0.75**masks
+    torch.testing.assert_close(added[added != 0].unique(), torch.tensor([1 / kept], dtype=F64))
+    assert (added != 0).double().mean().item() == pytest.approx(kept, abs=0.02)
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("fused", [True, False])
+@AXES
+@pytest.mark.parametrize(("clips", "frames", "bands"), [(1, 1, 1), (2, 40, 65), (3, 33, 7), (0, 5, 5)])
+def test_on_a_processor(monkeypatch, dtype, fused, axis, clips, frames, bands):
+    torch.manual_seed(0)
+    if not fused:
+        monkeypatch.setattr(cpu, "_fuses", lambda dtype: False)
+    weights = [tensor.to(dtype) for tensor in layer_weights(16, 32)]
+    x = torch.randn(clips, frames, bands, 16, dtype=F64).to(dtype)
+    before = x.clone()
+    with torch.inference_mode():
+        given = cpu.axis_layer(x, AxisLayerWeights(*weights), 2, axis, 0.0, 0)
+    assert given.shape == x.shape
+    assert given.dtype == dtype
+    assert torch.equal(x, before)
+    if clips:
+        assert relative(given, plain(axis)(x.double(), *(w.double() for w in weights))) < TOLERANCE[dtype]
+
+
+@AXES
+def test_gradient_on_a_processor(axis):
+    def ours(x, *weights):
+        return cpu.axis_layer(x, AxisLayerWeights(*weights), 2, axis, 0.0, 0)
+
+    check_gradients(ours, plain(axis), (randn(2, 5, 7, 16), *layer_weights(16, 32)), ("cpu", torch.float32))
+
+
+def test_a_clip_gives_the_same_in_any_batch():
+    torch.manual_seed(0)
+    weights, x = AxisLayerWeights(*layer_weights(16, 32)), torch.randn(3, 50, 65, 16)
+    with torch.inference_mode():
+        for axis in ("frequency", "time"):
+            together = cpu.axis_layer(x, weights, 2, axis, 0.0, 0)
+            for number in range(3):
+                alone = cpu.axis_layer(x[number : number + 1], weights, 2, axis, 0.0, 0)
+                assert torch.equal(together[number : number + 1], alone)
+
+
+def test_autocast_decides_the_dtype():
+    x, weights = torch.randn(1, 8, 5, 16), AxisLayerWeights(*layer_weights(16, 32))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert cpu.axis_layer(x, weights, 2, "time", 0.0, 0).dtype == torch.bfloat16
+
+
+@AXES
+@pytest.mark.parametrize(
+    ("b", "t", "f"),
+    [(1, 1, 1), (2, 3, 2), (1, 1, 65), (1, 17, 2), (1, 64, 2), pytest.param(2, 2, 188, marks=pytest.mark.slow), (1, 125, 1)],
+)
+def test_kernel(target, axis, b, t, f):
+    torch.manual_seed(0)
+    check(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
+
+
+@pytest.mark.parametrize(("width", "hidden", "history"), [(32, 64, 0), (64, 96, 0), (64, 64, 5)])
+def test_what_the_kernel_does_not_serve_goes_to_the_reference(interpreted, width, hidden, history):
+    operation = OPERATIONS["axis_layer"]
+    arguments = (randn(1, 2, 3, width), AxisLayerWeights(*layer_weights(width, hidden)), 2, "time", 0.0, history)
+    assert operation.serves(*arguments)
+    assert operation.pick(*arguments) is operation.reference
+
+
+@AXES
+@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 1), (2, 1, 2), (1, 1, 65), (1, 17, 2)])
+def test_gradient(target, axis, b, t, f):
+    """Of the input and of all twelve weights."""
+    torch.manual_seed(0)
+    check_gradients(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
+
+
+def test_gradient_is_the_same_bits_again(target):
+    device, dtype = target
+    arguments = [tensor.to(device, dtype) for tensor in (randn(1, 2, 17, 64), *layer_weights(64, 64))]
+    twice(kernel("time"), arguments, range(13))
+
+
+@AXES
+@pytest.mark.parametrize("length", [pytest.param(65, marks=pytest.mark.slow), 21])
+def test_dropout_is_drawn_again_in_the_backward_pass(target, axis, length):
+    torch.manual_seed(0)
+    shape = (1, 2, length, 64) if axis == "frequency" else (1, length, 2, 64)
+    ours = dropping(axis, torch.tensor([SEED], device=target[0]))
+
+    def masked(x, *weights):
+        return layer_with_masks(x, AxisLayerWeights(*weights), 2, axis)
+
+    check(ours, masked, (randn(*shape), *layer_weights(64, 64)), target)
+    check_gradients(ours, masked, (randn(*shape), *layer_weights(64, 64)), target)
+
+
+def test_dropout_follows_the_seed_of_torch(interpreted):
+    x, weights = randn(1, 2, 5, 64), AxisLayerWeights(*layer_weights(64, 64))
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(fastenh_kernels.axis_layer(x, weights, 2, "time", 0.1))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    first, second = (fastenh_kernels.axis_layer(x, weights, 2, "time") for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_rules_of_torch(interpreted):
+    kernel_of("axis_layer")
+    from fastenh_kernels.operations.axis_layer import forward
+
+    plain_rules = ("test_schema", "test_faketensor")
+    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "time")
+    torch.library.opcheck(forward.axis_layer_operator, layer, test_utils=plain_rules)
+    layer = (randn(1, 2, 3, 64).requires_grad_(), [w.requires_grad_() for w in layer_weights(64, 64)], 4, "time",
+             0.1, torch.tensor([3]))  # fmt: skip
+    torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)
+
+
+def test_backends_agree():
+    x, weights = randn(1, 4, 5, 16), AxisLayerWeights(*layer_weights(16, 32))
+    with torch.inference_mode():
+        results = []
+        for name in ("reference", "cpu"):
+            with backend.use_backend(name):
+                results.append(fastenh_kernels.axis_layer(x, weights, 2, "time"))
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
