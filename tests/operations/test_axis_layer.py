@@ -130,7 +130,15 @@ def test_autocast_decides_the_dtype():
 @AXES
 @pytest.mark.parametrize(
     ("b", "t", "f"),
-    [(1, 1, 1), (2, 3, 2), (1, 1, 65), (1, 17, 2), (1, 64, 2), pytest.param(2, 2, 188, marks=pytest.mark.slow), (1, 125, 1)],
+    [
+        (1, 1, 1),
+        (2, 3, 2),
+        (1, 1, 65),
+        (1, 17, 2),
+        (1, 64, 2),
+        (1, 125, 1),
+        pytest.param(2, 2, 188, marks=pytest.mark.slow),
+    ],
 )
 def test_kernel(target, axis, b, t, f):
     torch.manual_seed(0)
