@@ -7,13 +7,15 @@ from conftest import SAMPLES
 from fastenh import Enhancer
 from fastenh.audio.files import list_audio, read_mono
 from fastenh.evaluate import metrics
+from fastenh.models import checkpoint
+from fastenh.models.registry import DEFAULT, MODELS
 
 RATE = 16_000
 
 
-@pytest.fixture(scope="module")
-def enhancer():
-    return Enhancer.from_pretrained("dpt", "cpu", "float32")
+@pytest.fixture(scope="module", params=["dpt", "dpt_complex"])
+def enhancer(request):
+    return Enhancer.from_pretrained(request.param, "cpu", "float32")
 
 
 def sample(name):
@@ -26,6 +28,12 @@ def test_every_sample_gains(enhancer, name):
     noisy, clean = sample(name)
     enhanced = enhancer(noisy, RATE)
     assert metrics.si_sdr(enhanced, clean) > metrics.si_sdr(noisy, clean) + 2.0
+
+
+def test_the_default_is_shipped():
+    assert DEFAULT == "dpt_complex"
+    assert {"dpt", DEFAULT} <= checkpoint.shipped_models().keys()
+    assert isinstance(Enhancer.from_pretrained(device="cpu").model.core, MODELS[DEFAULT].core)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from fastenh.enhance import job
 from fastenh.enhance.enhancer import CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
+from fastenh.models.registry import DEFAULT
 from fastenh_kernels import backend
 
 
@@ -32,7 +33,7 @@ class _BatchSize(click.IntRange):
 @click.command("enhance")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (or, for one file, file) to write to.")
-@click.option("--model", default="dpt", show_default=True, help="A shipped model, or a .safetensors checkpoint.")
+@click.option("--model", default=DEFAULT, show_default=True, help="A shipped model, or a .safetensors checkpoint.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option(
     "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])

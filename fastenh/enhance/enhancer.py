@@ -25,6 +25,7 @@ from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
 from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
+from fastenh.models.registry import DEFAULT
 
 log = logging.getLogger("fastenh")
 Waveform = TypeVar("Waveform", np.ndarray, Tensor)
@@ -75,7 +76,7 @@ class Enhancer:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = "dpt", device: str | torch.device = "auto", dtype: str = "auto", **options: Any
+        cls, source: str | Path = DEFAULT, device: str | torch.device = "auto", dtype: str = "auto", **options: Any
     ) -> Enhancer:
         """With the weights of a shipped model, by name, or of a checkpoint file; ``options`` as for the class.
 

@@ -28,6 +28,8 @@ class Entry:
     description: str
 
 
+DEFAULT = "dpt_complex"  # what enhances unless another is asked for
+
 MODELS = {
     "dpt_complex": Entry(DPTComplexConfig, DPTComplex, "narrow dual path, complex mask of a compressed spectrum"),
     "dpt": Entry(DPTConfig, DPT, "dual-path transformer: attention over bands, then over frames"),
