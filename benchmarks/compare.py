@@ -28,7 +28,7 @@ def figures(path: Path) -> tuple[str, dict[str, float]]:
         }
         return f"measured on {content['device']}", rows
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no results of gpu.py or of cubins --pipes ({error})") from error
+        raise ValueError(f"{path}: no results of benchmarks.gpu or of benchmarks.roofline --pipes ({error})") from error
 
 
 def compare(before: Path, after: Path) -> str:

@@ -48,9 +48,9 @@ MODEL_CLIPS = (1, 16, 64, 128, 256)
 TRAINING_CLIPS = (64, 16, 8)
 BOTH = " forward+backward"  # after the name of an operation
 QUANTILES = (0.2, 0.5, 0.8)
-# distance to the reference in float32, relative: as in tests/test_kernels.py, with room for its own rounding
+# distance to the reference in float32, relative: as in tests/parity.py, with room for its own rounding
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-# of a gradient: as in fastenh/ops/proof.py; a unit within rounding of zero opens on one side alone
+# of a gradient: as in fastenh_kernels/proof.py; a unit within rounding of zero opens on one side alone
 GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.15}
 Row = dict[str, Any]
 

@@ -39,8 +39,7 @@ case $part in
     python3 -m fastenh evaluate "$audio/triton" "$audio/reference" --jobs 4 | tee "$out/triton-against-reference.txt"
     if command -v compute-sanitizer > /dev/null; then
       for tool in memcheck racecheck; do
-        compute-sanitizer --tool "$tool" python3 -m pytest -q -m gpu tests/test_kernels.py \
-          tests/test_layer_gradients.py tests/test_kernel_gradients.py -k "not seventy" \
+        compute-sanitizer --tool "$tool" python3 -m pytest -q -m gpu tests/operations -k "not seventy" \
           | tee "$out/$tool.txt"
       done
     fi
