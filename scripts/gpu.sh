@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # One part of the work for a machine with a GPU, each inside nine minutes.
 #
+#   scripts/gpu.sh prove                      every kernel once against the reference, all compiled at the same time
 #   scripts/gpu.sh check                      the kernels against float64, on the GPU; the model on both paths
 #   scripts/gpu.sh bench [MINUTES]            every operation and the model beside their rivals, the estimate beside the
 #                                             measurement
 #   scripts/gpu.sh bench-training [MINUTES]   the same with gradients, and the training step, with memory
+#   scripts/gpu.sh pack                       decode the training data once, for all trainings to come
 #   scripts/gpu.sh train [MINUTES] [options]  train dpt_complex at a held rate, or go on with it; --branch .run is the
 #                                             release: the rate falls to 0
 #
@@ -17,7 +19,7 @@
 # best.safetensors, log.jsonl of a training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-part=${1:?usage: scripts/gpu.sh check | bench [MINUTES] | bench-training [MINUTES] | train [MINUTES]}
+part=${1:?usage: scripts/gpu.sh prove | check | bench [MINUTES] | bench-training [MINUTES] | pack | train [MINUTES]}
 out=${OUT:-out}
 mkdir -p "$out"
 
@@ -28,6 +30,10 @@ fi
 export PYTHONPATH="$site:$PWD:$PWD/kernels" PYTHONUNBUFFERED=1
 
 case $part in
+  prove)
+    python3 -m fastenh info | tee "$out/info.txt"
+    python3 -m benchmarks.proof -o "$out/proof.json" | tee "$out/proof.txt"
+    ;;
   check)
     python3 -m fastenh info | tee "$out/info.txt"
     python3 -m pytest -q -m gpu tests | tee "$out/gpu-tests.txt"
@@ -50,6 +56,11 @@ case $part in
   bench-training)
     python3 -m benchmarks.gpu --part training --minutes "${2:-6}" -o "$out/training.json" | tee "$out/bench-training.txt"
     ;;
+  pack)
+    for part in speech noise rir; do
+      python3 -m fastenh data pack .data/[0-9]*/"$part" -o ".data/$part.safetensors"
+    done
+    ;;
   train)
     run=$(mktemp -d)
     start=()
@@ -59,8 +70,9 @@ case $part in
     fi
     corpora=()
     for part in clean:speech noise:noise rir:rir; do
-      for folder in .data/*/"${part#*:}"; do
-        [[ -d $folder ]] && corpora+=("--${part%:*}" "$folder")
+      for source in ".data/${part#*:}.safetensors" .data/[0-9]*/"${part#*:}"; do
+        [[ -e $source ]] && corpora+=("--${part%:*}" "$source")
+        [[ -f $source ]] && break  # a pack holds all of them
       done
     done
     python3 -m fastenh train dpt_complex -o "$run" "${corpora[@]}" --set run.epochs=1000000 \
@@ -68,7 +80,7 @@ case $part in
     cp "$run/state.pt" "$run"/*.safetensors "$run/log.jsonl" "$out/"
     ;;
   *)
-    echo "no part named $part: there are check, bench, bench-training and train" >&2
+    echo "no part named $part: there are prove, check, bench, bench-training, pack and train" >&2
     exit 2
     ;;
 esac

@@ -81,7 +81,7 @@ def test_a_wrong_or_failing_kernel_is_named(interpreted, monkeypatch):
     monkeypatch.setattr(mask, "kernel", lambda *arguments: right(*arguments) * 1.1)
     assert disproof(CPU, torch.float32, frames=1) == "complex_mask (none) is 1.0e-01 from the reference in float32"
     monkeypatch.setattr(mask, "kernel", lambda *arguments: 1 / 0)
-    expected = "complex_mask (none) fails (ZeroDivisionError: division by zero)"
+    expected = "complex_mask (none) fails (ZeroDivisionError: division by zero) in float32"
     assert disproof(CPU, torch.float32, frames=1) == expected
     monkeypatch.setattr(mask, "kernel", right)
     monkeypatch.setattr(moments, "kernel", lambda z, bins: tuple(1.2 * moment for moment in right_moments(z, bins)))

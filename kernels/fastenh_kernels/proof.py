@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,35 +19,60 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 _GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 0.15}
 
 
+class Proof(NamedTuple):
+    """One example of an operation, run once."""
+
+    name: str
+    distance: float  # of the worst result or gradient to the reference in float32, relative
+    most: float  # that is taken for equal
+    error: str = ""  # where nothing was computed
+
+    @property
+    def fault(self) -> str:
+        """In words; nothing where the kernel equals the reference."""
+        if self.error:
+            return f"{self.name} fails ({self.error})"
+        return "" if self.distance <= self.most else f"{self.name} is {self.distance:.1e} from the reference"
+
+
 def disproof(device: torch.device, dtype: torch.dtype, frames: int = 188, gradients: bool = False) -> str:
     """What is wrong with the kernels on ``device`` in ``dtype``, in words; nothing where they equal the reference.
 
     ``gradients``: those that training takes, instead of the forward pass.
     """
+    faults = (proof.fault for proof in proofs(device, dtype, frames, gradients))
+    fault = next(filter(None, faults), "")
+    return fault and f"{fault} in {str(dtype).removeprefix('torch.')}"
+
+
+def proofs(
+    device: torch.device, dtype: torch.dtype, frames: int = 188, gradients: bool = False, only: str | None = None
+) -> Iterator[Proof]:
+    """Run every example that the kernels take, or those of one operation, against the reference."""
     load_kernels()
     run, most = (_gradients, _GRADIENT_TOLERANCE) if gradients else (_results, _TOLERANCE)
     inputs = Inputs(device, dtype, clips=1 if gradients else 2, frames=frames)
     exact = torch.backends.cudnn.flags(allow_tf32=False)
     with torch.autocast(device.type, enabled=False), exact, _full_precision():
-        for operation, example in _served(inputs, "training" if gradients else "inference"):
+        for operation, example in _served(inputs, "training" if gradients else "inference", only):
             name = f"{'gradient of ' if gradients else ''}{operation.name} ({example.label})".removesuffix(" ()")
             try:
                 results = run(operation.kernel, example.arguments)
             except Exception as error:  # whatever the compiler or the driver raises
-                return f"{name} fails ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+                words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                yield Proof(name, float("inf"), most[dtype], words)
+                continue
             truths = run(operation.reference, tree_map(_single, example.arguments))
-            distance = max(map(_distance, results, truths))
-            if not distance <= most[dtype]:
-                return f"{name} is {distance:.1e} from the reference in {str(dtype).removeprefix('torch.')}"
-    return ""
+            yield Proof(name, max(map(_distance, results, truths)), most[dtype])
 
 
-def _served(inputs: Inputs, use: str) -> Iterator[tuple[Operation, Example]]:
+def _served(inputs: Inputs, use: str, only: str | None) -> Iterator[tuple[Operation, Example]]:
     """The examples that the kernels take."""
     for operation in OPERATIONS.values():
-        for example in operation.examples(inputs):
-            if example.use in (use, "both") and not operation.serves(*example.arguments):
-                yield operation, example
+        if only in (None, operation.name):
+            for example in operation.examples(inputs):
+                if example.use in (use, "both") and not operation.serves(*example.arguments):
+                    yield operation, example
 
 
 def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
