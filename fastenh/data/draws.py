@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128  # numbers made at once: a plan takes them one by one, a GPU would rather not make them so
+_GPU_ROWS = 16
 _GAMMA = 0x9E3779B97F4A7C15
 _BRANCH, _NORMAL, _UNIFORM = 1 << 40, 2 << 40, 3 << 40  # streams of one key
 
@@ -60,17 +61,17 @@ class Draws:
         return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :length]
 
     def on_rows(self, chosen: Tensor, change: Callable[[Draws, Tensor], Tensor], x: Tensor) -> Tensor:
-        """``x`` (B, ...), the rows of ``chosen`` (B,) replaced by ``change(draws, rows)``.
-
-        On the CPU those rows alone are computed. A GPU computes all of them: to pick, it would have to be waited for.
+        """``x`` (B, ...), the rows of ``chosen`` (B,) replaced by ``change(draws, rows)``; no others are computed, but
+        for those that fill a GPU's rows up to a multiple: it plans a Fourier transform anew for every number of rows.
         """
         keys = self._stream(_BRANCH)
-        if x.is_cuda:
-            return torch.where(chosen.view(-1, *(1,) * (x.ndim - 1)), change(Draws(keys), x), x)
-        rows = chosen.nonzero().squeeze(1)
-        if not rows.numel():
+        count = int(chosen.sum())
+        if not count:
             return x
-        return x.index_copy(0, rows, change(Draws(keys[rows]), x[rows]))
+        rows = chosen.byte().argsort(descending=True, stable=True)
+        computed = rows[: -(-count // _GPU_ROWS) * _GPU_ROWS] if x.is_cuda else rows[:count]
+        changed = change(Draws(keys[computed]), x[computed])
+        return x.index_copy(0, rows[:count], changed[:count])
 
     def _stream(self, kind: int) -> Tensor:
         """Keys for one more purpose."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastenh.train.recipe import OptimiserConfig
 
@@ -31,6 +32,49 @@ def _adamw(parameters: list[nn.Parameter], config: OptimiserConfig) -> torch.opt
     return torch.optim.AdamW(groups, **_options(config))
 
 
+class StackedMuon(torch.optim.Muon):
+    """``torch.optim.Muon``, the matrices of one shape made orthogonal together: a model of narrow layers has dozens of
+    small ones, and each by itself takes thirty launches that a GPU waits for."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes[parameter.shape].append(parameter)
+            for (rows, columns), parameters in shapes.items():
+                self._move(group, parameters, 0.2 * max(rows, columns) ** 0.5)
+
+    def _move(self, group: dict[str, Any], parameters: list[nn.Parameter], scale: float) -> None:
+        """scale: of an orthogonal matrix of their shape, for the RMS of AdamW's updates."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters]
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
+        updates = orthogonalised(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates.float()), alpha=-group["lr"] * scale)
+
+
+def orthogonalised(
+    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """Nearly the nearest orthogonal matrices, in bfloat16 (N, R, C): the Newton-Schulz iteration of Muon (Jordan et al.
+    2024), as ``torch.optim.Muon`` does it for one matrix."""
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 class MuonWithAdamW:
     """Muon for the weights of linear maps, AdamW for everything else, as one optimiser.
 
@@ -47,7 +91,7 @@ class MuonWithAdamW:
         ]
         if matrices:
             self._parts.append(
-                torch.optim.Muon(
+                StackedMuon(
                     matrices,
                     lr=config.learning_rate,
                     weight_decay=config.weight_decay,
