@@ -36,21 +36,26 @@ def smooth(values: list[float]) -> list[float]:
 
 
 def main(picture: Path, logs: list[Path]) -> None:
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
+    metrics = [metric for metric in LABELS if any(read(log, "epoch", f"valid_{metric}")[0] for log in logs)]
+    width = 1 + len(metrics)
+    figure, axes = plt.subplots(1, width, figsize=(1.5 + 4 * width, 3.2), layout="constrained", squeeze=False)
+    loss_axis, *metric_axes = axes[0]
+    shown: list[float] = []
     for index, log in enumerate(logs):
-        colour = f"C{index}"
+        colour, name = f"C{index}", log.parent.name
         steps, losses = read(log, "step", "loss")
-        axes[0].plot(steps, smooth(losses), color=colour, alpha=0.5, label=f"{log.parent.name}, training")
-        axes[0].plot(
-            *read(log, "epoch", "valid_loss"), color=colour, marker=".", label=f"{log.parent.name}, validation"
-        )
-        for axis, metric in zip(axes[1:], LABELS, strict=True):
+        validated, values = read(log, "epoch", "valid_loss")
+        shown += smooth(losses)[_SMOOTHED:] + values
+        loss_axis.plot(steps, smooth(losses), color=colour, alpha=0.5, label=f"{name}, training")
+        loss_axis.plot(validated, values, color=colour, marker=".", label=f"{name}, validation")
+        for axis, metric in zip(metric_axes, metrics, strict=True):
             axis.plot(*read(log, "epoch", f"valid_{metric}"), color=colour, marker=".")
             axis.set(title=f"{LABELS[metric]} (validation)")
-    first = read(logs[0], "epoch", "valid_loss")[1] or smooth(read(logs[0], "step", "loss")[1])
-    axes[0].set(title="loss", ylim=(0.8 * min(first), 1.6 * max(first)))
-    axes[0].legend(fontsize=7)
-    for axis in axes:
+    if shown:
+        loss_axis.set_ylim(0.95 * min(shown), 1.05 * max(shown))
+    loss_axis.set_title("loss")
+    loss_axis.legend(fontsize=7)
+    for axis in axes[0]:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     figure.savefig(picture, dpi=80)

@@ -194,7 +194,7 @@ def launch_project_feed_forward(
 def _tiles(x: Tensor, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
-        return Tiles(32 if dropout else 128, 64, width, 8, 2, True)
+        return Tiles(32 if dropout else 128, 128 if width == 64 else 64, width, 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 64, width, 8, 2, False)
     return Tiles(16 if dropout else 32, 32, 32, 8, 1, False)
