@@ -147,7 +147,7 @@ def launch_project_feed_forward(
     hidden, width = weights.up_weight.shape
     rows = x.numel() // width
     y = torch.empty_like(x)
-    sizes = _tiles(x, dropout)
+    sizes = _tiles(x, hidden, dropout)
     tiles = triton.cdiv(rows, sizes.rows)
     programs = min(tiles, processors(x.device))
 
@@ -191,10 +191,13 @@ def launch_project_feed_forward(
     return y
 
 
-def _tiles(x: Tensor, dropout: float) -> Tiles:
+def _tiles(x: Tensor, hidden: int, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
-        return Tiles(32 if dropout else 128, 128 if width == 64 else 64, width, 8, 2, True)
+        units = 64
+        if width == 64:  # blocks of 64 x 64 of both matrices came out wrong on an H200 (benchmarks/NOTES.md)
+            units = 128 if hidden % 128 == 0 else 32
+        return Tiles(32 if dropout else 128, units, width, 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 64, width, 8, 2, False)
     return Tiles(16 if dropout else 32, 32, 32, 8, 1, False)
