@@ -35,7 +35,8 @@ def prove(device: str, name: str, dtype: torch.dtype, gradients: bool) -> list[d
 
 def line(row: dict[str, Any]) -> str:
     result = row["error"] or f"{row['distance']:.1e} of {row['most']:.0e}"
-    return f"{'FAULT' if row['fault'] else 'equal'}  {row['name']:50} {row['dtype']:9} {row['seconds']:5.1f} s  {result}"
+    verdict = "FAULT" if row["fault"] else "equal"
+    return f"{verdict}  {row['name']:50} {row['dtype']:9} {row['seconds']:5.1f} s  {result}"
 
 
 def main() -> None:

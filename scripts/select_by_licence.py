@@ -4,8 +4,8 @@
 
 Left out are sources whose licence is share-alike ("BY-SA") or unclear, also where that is so for some of their files,
 and files of which no source is known. Of a speaker that DATA/speech_index.csv names ("speaker", "seconds") at most
-MINUTES are taken, if they are given: the same recordings each time. SELECTED gets speech/, noise/, rir/, the indexes, and a SOURCES.csv of what is
-in it.
+MINUTES are taken, if they are given: the same recordings each time. SELECTED gets speech/, noise/, rir/, the indexes,
+and a SOURCES.csv of what is in it.
 """
 
 from __future__ import annotations

@@ -60,9 +60,7 @@ class StackedMuon(torch.optim.Muon):
         torch._foreach_add_(parameters, list(updates.float()), alpha=-group["lr"] * scale)
 
 
-def orthogonalised(
-    matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
-) -> Tensor:
+def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Nearly the nearest orthogonal matrices, in bfloat16 (N, R, C): the Newton-Schulz iteration of Muon (Jordan et al.
     2024), as ``torch.optim.Muon`` does it for one matrix."""
     a, b, c = coefficients
