@@ -145,6 +145,21 @@ def test_kernel(target, axis, b, t, f):
     check(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
 
 
+@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 16), (2, 3, 32), (1, 5, 32), (1, 2, 64)])
+def test_a_narrow_layer_along_f(target, monkeypatch, b, t, f):
+    """In 16 bit it is one launch; programs take block after block, the last of which may end early."""
+    torch.manual_seed(0)
+    given = kernel("frequency")
+    from fastenh_kernels.operations.axis_layer import narrow
+
+    whole = []
+    monkeypatch.setattr(narrow, "processors", lambda device: 1)
+    launched = narrow.launch_narrow
+    monkeypatch.setattr(narrow, "launch_narrow", lambda *arguments: whole.append(1) or launched(*arguments))
+    check(given, plain("frequency"), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
+    assert bool(whole) == (target[1] != torch.float32)
+
+
 @pytest.mark.parametrize(("width", "hidden", "history"), [(32, 64, 0), (64, 96, 0), (64, 64, 5)])
 def test_what_the_kernel_does_not_serve_goes_to_the_reference(interpreted, width, hidden, history):
     operation = OPERATIONS["axis_layer"]

@@ -1,8 +1,8 @@
 """The pre-LN encoder layer along one axis: LN, QKV and attention in one launch or two, and the rest in one.
 
-Short sequences that fill blocks of 64 take ``norm_attention``; others LN + QKV and then ``axis_attention``. The rest is
-in ``feed_forward``. Programs stay on the device and take tile after tile, so that LN + QKV reads its weights once a
-program, not once a tile.
+A narrow layer along F takes one launch for all of it (``narrow``). Elsewhere short sequences that fill blocks of 64
+take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``. Programs stay
+on the device and take tile after tile, so that LN + QKV reads its weights once a program, not once a tile.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.forward import launch_axis_attention, launch_axis_attention_forward
 from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
+from fastenh_kernels.operations.axis_layer import narrow
 from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
@@ -111,6 +112,8 @@ def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: st
     ``weights``: the tensors of ``AxisLayerWeights`` in order, matrices in the dtype of x.
     """
     x, weights = x.contiguous(), AxisLayerWeights(*weights)
+    if narrow.takes(x, weights, heads, axis):
+        return narrow.launch_narrow(x, weights, heads)
     if pays(x, heads, axis):
         attended = launch_norm_attention(x, weights, heads, axis)
     else:
