@@ -264,9 +264,9 @@ def shares_of_step(times: dict[str, dict[str, float]]) -> dict[str, float]:
 
 @cache
 def our_kernels() -> frozenset[str]:
-    from benchmarks.roofline.shipped import training_launches
+    from benchmarks.roofline.shipped import CLIPS, training_launches
 
-    return frozenset(launch.kernel.fn.__name__ for _, launch in training_launches(torch.bfloat16, 1))
+    return frozenset(launch.kernel.fn.__name__ for _, launch in training_launches(torch.bfloat16, CLIPS))
 
 
 def run(part: str, minutes: float) -> dict[str, Any]:
@@ -324,16 +324,27 @@ def estimated(part: str = "forward") -> dict[str, dict[str, float]]:
 
     launches = shipped.training_launches if part == "training" else shipped.forward_launches
     totals: dict[str, dict[str, float]] = defaultdict(lambda: {"estimated_us": 0.0, "bytes": 0.0, "flop": 0.0})
-    for name, _, use in tables.pipe_usage(launches(torch.bfloat16, tables.CLIPS)):
+    for name, _, use in tables.pipe_usage(launches(torch.bfloat16, shipped.CLIPS), 1 / shipped.CLIPS.clips):
         for key in rows_of_launch(name, part):
             totals[key]["estimated_us"] += use.estimate
             totals[key]["bytes"] += use.dram_bytes
             totals[key]["flop"] += use.tensor_flop
-    if part == "training":  # PyTorch's own operations
-        moved = 1e6 * sum(shipped.STEP_MEGABYTES.values())
+    if part == "training":
+        moved = moved_by_pytorch()
         totals["train_step"]["estimated_us"] += 1e6 * moved / pipes.DRAM_BYTES_S["H200"]
         totals["train_step"]["bytes"] += moved
     return dict(totals)
+
+
+def moved_by_pytorch() -> float:
+    """Bytes a clip that PyTorch's own operations move in ``TrainingStep``."""
+    from benchmarks.roofline.shipped import CLIPS
+    from benchmarks.traffic import step_traffic
+    from fastenh.train.recipe import load_recipe
+
+    settings = (f"data.batch_size={CLIPS.clips}", f"data.seconds={CLIPS.seconds}", "run.ema=0.0")
+    moved = step_traffic(load_recipe("dpt-mix", settings)).moved
+    return sum(moved[part] for part in ("forward", "loss", "backward", "sums of parts", "optimiser")) / CLIPS.clips
 
 
 def rows_of_launch(name: str, part: str) -> Iterable[str]:
