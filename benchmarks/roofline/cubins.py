@@ -15,12 +15,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastenh_kernels.shared.launch import Launch
+from fastenh_kernels.shared.launch import SHARED_MEMORY, Launch
 
-SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA)\b")
+_TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 _SPILL = re.compile(r"\b(LDL|STL)\b")
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.launch import Cost, capability, chunk_of, dot_precision, launch, size
+from fastenh_kernels.shared.launch import LARGE, Cost, chunk_of, dot_precision, launch, shared_memory, size, warpgroups
 
 
 @triton.jit
@@ -214,8 +214,8 @@ def _tiles(used: int, columns: int, x: Tensor) -> tuple[int, int, int, int, int,
     k0, k1 = (128, max(16, triton.next_power_of_2(used - 128))) if used > 128 else (_power(used), 0)
     if x.element_size() == 4:
         return 16, k0, k1, 32, 0, 4, 1
-    if capability(x.device) < 90:
-        return 64, k0, k1, 64, 0, 8, 1
+    if not warpgroups(x.device):
+        return 64, k0, k1, 64 if shared_memory(x.device) > LARGE else 32, 0, 8, 1
     if k1:  # eight warps would share out the two products of a sum in two ways
         return 64, k0, k1, min(64, _power(columns)), 0, 4, 2
     if columns == 192:

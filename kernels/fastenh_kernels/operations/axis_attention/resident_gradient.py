@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, capability, launch, size
+from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 
 
 class Blocks(NamedTuple):
@@ -156,7 +156,7 @@ def resident_gradient_kernel(
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
     """How a program takes a whole sequence; None where that needs too many registers."""
-    short = 64 if capability(qkv.device) < 90 or dropout else max(_RESIDENT)
+    short = 64 if not warpgroups(qkv.device) or dropout else max(_RESIDENT)
     if qkv.element_size() == 4 or width > 32 or length > short:
         return None
     return next(sizes for longest, sizes in _RESIDENT.items() if length <= longest)

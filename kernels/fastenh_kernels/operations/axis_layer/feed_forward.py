@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 
 
@@ -50,7 +50,7 @@ class Tiles(NamedTuple):
 
 
 def has_descriptors(x: Tensor) -> bool:
-    return x.element_size() == 2 and capability(x.device) >= 90
+    return x.element_size() == 2 and warpgroups(x.device)
 
 
 @triton.jit

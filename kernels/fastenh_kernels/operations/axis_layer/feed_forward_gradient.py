@@ -16,7 +16,7 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, has_descriptors, load_weights
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 
 
@@ -239,7 +239,7 @@ def launch_feed_forward_weights(
     if normed.element_size() == 4:
         m, n, warps, stages = 16, 16, 4, 1
     else:
-        n = 128 if hidden % 128 == 0 and capability(normed.device) >= 90 else 64
+        n = 128 if hidden % 128 == 0 and warpgroups(normed.device) else 64
         m, warps, stages = 64, 8, 2
     tiles, blocks = triton.cdiv(rows, m), hidden // n
     parts = max(1, min(tiles, 2 * processors(normed.device) // blocks))
