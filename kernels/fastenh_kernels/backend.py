@@ -72,8 +72,8 @@ def use_backend(name: str | None) -> Iterator[None]:
 def choose(
     device: torch.device, training: bool = False, operation: str | None = None, dtype: torch.dtype | None = None
 ) -> Choice:
-    """The backend that serves an operation in a dtype on ``device``, ``training`` where gradients are wanted; without an
-    operation: what serves most of them.
+    """The backend that serves an operation in a dtype on ``device``, ``training`` where gradients are wanted; without
+    an operation: what serves most of them.
 
     Raises ``BackendError`` where a forced one cannot run.
     """
