@@ -38,3 +38,23 @@ def test_a_launch_happens_on_the_device_of_its_tensors(monkeypatch):
     launch.launch(kernel, 0, None, num_warps=4, p_x=there)
     assert kernel.launches == [(torch.device("cuda:1"), (3,), 4), (torch.device("cuda:0"), (3,), 4)]
     assert len(current) == 1
+
+
+@pytest.mark.usefixtures("outputs_begin_as_nan")
+def test_outputs_of_every_making_begin_as_nan():
+    x = torch.zeros(3)
+    for made in (torch.empty(3), torch.empty_like(x), x.new_empty(3), torch.empty_like(x.to(torch.complex64))):
+        assert made.isnan().all()
+    assert not torch.empty_like(x, dtype=torch.int64).is_floating_point()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "warpgroups", "shared"),
+    [(80, False, 163), (86, False, 99), (89, False, 99), (90, True, 227), (100, False, 227), (120, False, 99)],
+)
+def test_configurations_go_by_what_a_chip_offers(architecture, warpgroups, shared):
+    """A later chip is not a larger one: what sm_90 takes would not fit sm_120."""
+    meta = torch.device("meta")
+    with launch.recording(architecture):
+        assert launch.warpgroups(meta) is warpgroups
+        assert launch.shared_memory(meta) == 1024 * shared
