@@ -6,19 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 from benchmarks.roofline import pipes, record
+from benchmarks.roofline.cubins import _TENSOR_CORE, Cubin
 from benchmarks.roofline.shipped import WINDOWS, Work, forward_launches, training_launches
 from benchmarks.traffic import Traffic, kept_by_each, step_traffic, window_traffic, work_of
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.models.registry import build
 from fastenh.train.recipe import load_recipe
 from fastenh_kernels import backend
-from fastenh_kernels.shared.launch import Cost, Launch, chunk_of, recording
+from fastenh_kernels.shared.launch import SHARED_MEMORY, Cost, Launch, chunk_of, recording
 
 SASS = """
 .text.kernel:
@@ -229,12 +231,27 @@ def test_every_kernel_compiles_without_spills():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
     command = [sys.executable, "-m", "benchmarks.roofline", "--arch"]
-    gates = [(arch, subprocess.Popen([*command, arch], **options)) for arch in ("sm_80", "sm_90")]
+    arches = [f"sm_{arch}" for arch in SHARED_MEMORY]
+    gates = [(arch, subprocess.Popen([*command, arch], **options)) for arch in arches]
     for arch, gate in gates:
         said = gate.communicate()[0]
         assert gate.returncode == 0, said
         assert "every kernel passes the gate" in said
         assert said.count(arch) >= 3 * 55
+
+
+def test_what_fails_the_gate():
+    """Shared memory that the chip does not have, spills, a product without tensor cores: each by what the chip is."""
+    sound = Cubin(arch=90, registers=255, spills=0, shared=232_448, tensor_core=1, multiplies=True, sass="")
+    assert sound.faults() == []
+    assert replace(sound, spills=1).faults() == ["1 spill instructions"]
+    assert replace(sound, tensor_core=0).faults() == ["no tensor-core instruction"]
+    for arch, most in ((86, 101_376), (89, 101_376), (120, 101_376), (80, 166_912), (100, 232_448)):
+        assert replace(sound, arch=arch, shared=most).faults() == []
+        assert len(replace(sound, arch=arch, shared=most + 1).faults()) == 1
+    assert replace(sound, arch=80, shared=1, spills=1).faults()
+    opcodes = "HMMA.16816.F32.BF16 R4, R8, R10, R4 ; HGMMA.64x64x16.F32 R24 ; UTCHMMA gdesc[UR6] ; IMMA R1"
+    assert len(_TENSOR_CORE.findall(opcodes)) == 3
 
 
 def test_options_that_do_not_go_together():
