@@ -20,7 +20,7 @@ from fastenh.enhance.enhancer import Enhancer
 from fastenh.models.registry import build
 from fastenh.train.recipe import load_recipe
 from fastenh_kernels import backend
-from fastenh_kernels.shared.launch import SHARED_MEMORY, Cost, Launch, chunk_of, recording
+from fastenh_kernels.shared.launch import Cost, Launch, chunk_of, recording
 
 SASS = """
 .text.kernel:
@@ -231,7 +231,7 @@ def test_every_kernel_compiles_without_spills():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
     command = [sys.executable, "-m", "benchmarks.roofline", "--arch"]
-    arches = [f"sm_{arch}" for arch in SHARED_MEMORY]
+    arches = ("sm_80", "sm_90", "sm_120")  # the others take the configurations of one of them
     gates = [(arch, subprocess.Popen([*command, arch], **options)) for arch in arches]
     for arch, gate in gates:
         said = gate.communicate()[0]

@@ -18,8 +18,8 @@ from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTIO
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 
-# Before Triton 3.7 kernels of 128 rows spill (4 or 8 instructions) that read the projection's matrix whole, with 3.7 those
-# that read it in halves.
+# Before Triton 3.7 kernels of 128 rows spill (4 or 8 instructions) that read the projection's matrix whole, with 3.7
+# those that read it in halves.
 _BEFORE_3_7 = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
 
 
