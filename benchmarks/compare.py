@@ -1,6 +1,6 @@
 """What changed between two runs: python -m benchmarks.compare A.json B.json
 
-Takes the results of ``gpu.py``, and the pipes of ``python -m benchmarks.roofline --pipes --json FILE``.
+Takes the results of ``gpu.py``; ``python -m benchmarks.roofline --compare`` compares what is counted without a GPU.
 """
 
 from __future__ import annotations
@@ -17,18 +17,12 @@ def figures(path: Path) -> tuple[str, dict[str, float]]:
     """(what it is, microseconds a clip by name). Raises ``ValueError`` for another file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if "training_step" in content:
-            rows = {}
-            for part in ("forward", "training_step"):
-                rows |= {f"{part}, {row['name']}": row["estimated_us"] for row in content[part]["launches"]}
-                rows[part] = content[part]["estimated_us"]
-            return "estimated", rows
         rows = {
             f"{r['name']}, {r['impl']}, {r['clips']} clips": 1e3 * r["p50_ms"] / r["clips"] for r in content["rows"]
         }
         return f"measured on {content['device']}", rows
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no results of benchmarks.gpu or of benchmarks.roofline --pipes ({error})") from error
+        raise ValueError(f"{path}: no results of benchmarks.gpu ({error})") from error
 
 
 def compare(before: Path, after: Path) -> str:

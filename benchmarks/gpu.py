@@ -264,12 +264,13 @@ def shares_of_step(times: dict[str, dict[str, float]]) -> dict[str, float]:
 
 @cache
 def our_kernels() -> frozenset[str]:
-    from benchmarks.roofline.shipped import training_launches
+    from benchmarks.roofline.shipped import CLIPS, training_launches
 
-    return frozenset(launch.kernel.fn.__name__ for _, launch in training_launches(torch.bfloat16, 1))
+    return frozenset(launch.kernel.fn.__name__ for _, launch in training_launches(torch.bfloat16, CLIPS))
 
 
-def run(part: str, minutes: float) -> dict[str, Any]:
+def run(part: str, minutes: float, clips: int | None, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """``clips``: measure at this number alone. ``save`` is given the result after each step: a run may be cut off."""
     device = torch.device("cuda")
     end = time.monotonic() + 60 * minutes
     training = part == "training"
@@ -279,8 +280,10 @@ def run(part: str, minutes: float) -> dict[str, Any]:
     result = about(device) | rates(device) | {"part": part, "sdpa": sdpa, "rows": [], "left_out": []}
     if training:
         with said("shares of the step", result["left_out"]):
-            result["shares_of_step"] = {clips: shares_of_step(kernel_times(clips, device)) for clips in TRAINING_CLIPS}
+            result["shares_of_step"] = {n: shares_of_step(kernel_times(n, device)) for n in TRAINING_CLIPS}
     for step in steps(part):
+        if clips not in (None, step[2]):
+            continue
         label = "{}, {}, {} clips".format(*step)
         if time.monotonic() > end:
             result["left_out"].append(f"{label}: out of time")
@@ -289,6 +292,7 @@ def run(part: str, minutes: float) -> dict[str, Any]:
             for row in measure_step(*step, device):
                 result["rows"].append(row)
                 print(json.dumps(result["rows"][-1]), flush=True)
+        save(result)
     return result
 
 
@@ -324,16 +328,27 @@ def estimated(part: str = "forward") -> dict[str, dict[str, float]]:
 
     launches = shipped.training_launches if part == "training" else shipped.forward_launches
     totals: dict[str, dict[str, float]] = defaultdict(lambda: {"estimated_us": 0.0, "bytes": 0.0, "flop": 0.0})
-    for name, _, use in tables.pipe_usage(launches(torch.bfloat16, tables.CLIPS)):
+    for name, _, use in tables.pipe_usage(launches(torch.bfloat16, shipped.CLIPS), 1 / shipped.CLIPS.clips):
         for key in rows_of_launch(name, part):
             totals[key]["estimated_us"] += use.estimate
             totals[key]["bytes"] += use.dram_bytes
             totals[key]["flop"] += use.tensor_flop
-    if part == "training":  # PyTorch's own operations
-        moved = 1e6 * sum(shipped.STEP_MEGABYTES.values())
+    if part == "training":
+        moved = moved_by_pytorch()
         totals["train_step"]["estimated_us"] += 1e6 * moved / pipes.DRAM_BYTES_S["H200"]
         totals["train_step"]["bytes"] += moved
     return dict(totals)
+
+
+def moved_by_pytorch() -> float:
+    """Bytes a clip that PyTorch's own operations move in ``TrainingStep``."""
+    from benchmarks.roofline.shipped import CLIPS
+    from benchmarks.traffic import step_traffic
+    from fastenh.train.recipe import load_recipe
+
+    settings = (f"data.batch_size={CLIPS.clips}", f"data.seconds={CLIPS.seconds}", "run.ema=0.0")
+    moved = step_traffic(load_recipe("dpt-mix", settings)).moved
+    return sum(moved[part] for part in ("forward", "loss", "backward", "sums of parts", "optimiser")) / CLIPS.clips
 
 
 def rows_of_launch(name: str, part: str) -> Iterable[str]:
@@ -410,10 +425,16 @@ def step_table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def _default_path(part: str) -> Path:
+    name = re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
+    return RESULTS / f"{name}{'-training' * (part == 'training')}.json"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", choices=("forward", "training"), default="forward")
     parser.add_argument("--minutes", type=float, default=7.0, help="begin nothing new after this long")
+    parser.add_argument("--clips", type=int, help="measure at this number of clips alone")
     parser.add_argument("-o", "--output", type=Path, help="default: benchmarks/results/DEVICE[-training].json")
     parser.add_argument("--table", type=Path, help="print the table of an earlier run")
     options = parser.parse_args()
@@ -423,15 +444,18 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("benchmarks/gpu.py needs CUDA; for the CPU: pytest benchmarks --benchmark-only", file=sys.stderr)
         return 1
+    path = options.output or _default_path(options.part)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def save(result: dict[str, Any]) -> None:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     try:
-        result = run(options.part, options.minutes)
+        result = run(options.part, options.minutes, options.clips, save)
     except ParityError as error:
         print(f"parity: {error}; nothing is timed", file=sys.stderr)
         return 1
-    name = re.sub(r"\W+", "-", result["device"]).strip("-").lower() + ("-training" * (options.part == "training"))
-    path = options.output or RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save(result)
     print(table(result))
     print(f"written: {path}")
     return 0

@@ -1,14 +1,16 @@
-"""What PyTorch's own operations move in a training step of dpt, and what the step keeps for its backward pass.
+"""What PyTorch's own operations move in what ships of dpt, and what a step keeps for its backward pass.
 
 usage: python -m benchmarks.traffic
 
 Nothing is computed: tensors are fake, the kernels' operators count for themselves (``benchmarks.roofline --pipes``),
-and every other operation counts as one read of its inputs and one write of its results. ``torch.compile`` fuses some of
-them, so that this is an upper bound. Kept is what autograd saves between forward and backward pass, each storage once.
+and every other operation counts as one read of its inputs and one write of its results; a batch norm reads twice, once
+for its statistics. ``torch.compile`` fuses some of them, so that this is an upper bound of what is moved; what a launch
+costs by itself is not in it. Kept is what autograd saves between forward and backward pass, each storage once.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,13 +22,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.roofline.shipped import Work, training_launches
 from fastenh.models.dpt import DPTConfig
+from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
 from fastenh.models.registry import build
-from fastenh.train.losses import EnhancementLoss, LossConfig
+from fastenh.train.losses import EnhancementLoss
+from fastenh.train.optimisers import make_optimiser
+from fastenh.train.recipe import Recipe, load_recipe
 from fastenh_kernels import backend
 
-CLIPS, SAMPLES = 64, 48_000
-PARTS = ("forward", "loss", "backward", "sums of parts", "optimiser")
+_TWICE = ("native_batch_norm", "cudnn_batch_norm", "batch_norm_backward")  # read their inputs twice
 _VIEWS = {"aten::_unsafe_view", "aten::detach", "aten::view_as_complex", "aten::view_as_real", "prim::device"}
 _EMPTY = {"aten::empty.memory_format", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 
@@ -41,8 +46,9 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.inside, self._depth = inside, 0
         self.moved: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()  # operations that move something: launches, before any are fused
         self.operators: list[str] = []
-        self.part = PARTS[0]
+        self.part = "forward"
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if function.namespace == "fastenh_kernels":
@@ -55,7 +61,9 @@ class Traffic(TorchDispatchMode):
         if not function.is_view and function.name() not in _VIEWS | _EMPTY:
             read = {id(t): t for t in _tensors((args, kwargs))}
             written = _tensors(_mutated(function, args) or result)
-            self.moved[self.part] += sum(map(_bytes, (*read.values(), *written)))
+            times = 2 if any(name in function.name() for name in _TWICE) else 1
+            self.moved[self.part] += times * sum(map(_bytes, read.values())) + sum(map(_bytes, written))
+            self.calls[self.part] += 1
         return result
 
     def _launch(self, name: str, args: tuple) -> Any:
@@ -96,30 +104,56 @@ def keeping(kept: dict[int, int]) -> Iterator[None]:
         yield
 
 
-def step_traffic(clips: int = CLIPS) -> Traffic:
-    """A training step on the kernels, in bfloat16 autocast."""
-    with FakeTensorMode(), backend.use_backend("interpret"):
-        backend.choose(torch.device("cpu"))  # loads the kernels for the interpreter
-        from benchmarks.roofline.shipped import training_launches
-
-        model = build("dpt", DPTConfig(dropout=0.0)).train()
-        optimiser = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+def step_traffic(recipe: Recipe) -> Traffic:
+    """A training step of a recipe on the kernels, in bfloat16 autocast, as ``fastenh.train.step`` makes it."""
+    with FakeTensorMode(), backend.use_backend("record"):
+        model = build(recipe.model, recipe.config).train()
+        loss = EnhancementLoss(recipe.loss, model.frontend.hop)
+        optimiser = make_optimiser(model, recipe.optimiser)
+        noisy, clean = torch.empty(2, recipe.data.batch_size, round(recipe.data.seconds * SAMPLE_RATE))
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
         optimiser.step()  # its state is made before
-        noisy, clean = torch.empty(2, clips, SAMPLES)
-        loss = EnhancementLoss(LossConfig())
+        optimiser.zero_grad()
         with Traffic() as traffic:
             with torch.autocast("cpu", torch.bfloat16):
-                enhanced = model(noisy)
+                enhanced, spectrum = model.with_spectrum(noisy)
             traffic.part = "loss"
-            value = loss(enhanced.float(), clean, noisy)
+            value = loss(enhanced.float(), clean, noisy, spectrum)
             traffic.part = "backward"
             value.backward()
+            traffic.part = "clipping"
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.optimiser.clip)
             traffic.part = "optimiser"
             optimiser.step()
+            traffic.part = "averages"
+            if recipe.run.ema:  # parameters and the statistics of batch norms; counters, a number each, are left out
+                values = [v for v in (*model.parameters(), *model.buffers()) if v.is_floating_point()]
+                torch._foreach_lerp_([torch.empty_like(value) for value in values], values, 0.5)
     with Traffic(inside=True) as beside:
         for beside.part in ("tables, made once", "sums of parts"):
-            list(training_launches(torch.bfloat16, clips))
-    traffic.moved |= beside.moved
+            list(training_launches(torch.bfloat16, work_of(recipe)))
+    for found, more in ((traffic.moved, beside.moved), (traffic.calls, beside.calls)):
+        found["sums of parts"] = more["sums of parts"]
+    return traffic
+
+
+def work_of(recipe: Recipe) -> Work:
+    """The batch of a recipe."""
+    samples = round(recipe.data.seconds * SAMPLE_RATE)
+    frames = 1 + math.ceil(samples / recipe.config.hop)
+    return Work(recipe.data.batch_size, frames, recipe.data.seconds, recipe.config.dropout)
+
+
+def window_traffic(work: Work) -> Traffic:
+    """Enhancing a batch of windows on the kernels, as ``fastenh.enhance.enhancer`` does: level, STFT, inverse."""
+    with FakeTensorMode(), backend.use_backend("record"):
+        model = build("dpt").eval()
+        hop = model.frontend.hop
+        model = SpectralModel(model.core.folded(torch.bfloat16), hop).eval()
+        waveforms = torch.empty(work.clips, (work.frames - 1) * hop)
+        with Traffic() as traffic, torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            model(waveforms)
     return traffic
 
 
@@ -143,15 +177,17 @@ def kept_by_each() -> dict[str, float]:
         return {
             "textbook, float32": kept_bytes(textbook, torch.float32, "reference") / 1e6,
             "reference, float32": kept_bytes(ours, torch.float32, "reference") / 1e6,
-            "kernels, bfloat16": kept_bytes(ours, torch.bfloat16, "interpret") / 1e6,
+            "kernels, bfloat16": kept_bytes(ours, torch.bfloat16, "record") / 1e6,
         }
 
 
 def main() -> None:
-    traffic = step_traffic()
-    print(f"PyTorch's own operations of a training step, {CLIPS} clips of 3 s, MB a clip")
-    for part in PARTS:
-        print(f"  {part:24} {traffic.moved[part] / CLIPS / 1e6:8.2f}")
+    for name in ("dpt-mix", "dpt"):
+        recipe = load_recipe(name)
+        traffic = step_traffic(recipe)
+        print(f"PyTorch's own operations in a training step of {name}, {recipe.data.batch_size} clips")
+        for part, moved in traffic.moved.items():
+            print(f"  {part:24} {moved / 1e6:8.2f} MB {traffic.calls[part]:5} operations")
     print("kept for the backward pass, MB a clip")
     for name, megabytes in kept_by_each().items():
         print(f"  {name:24} {megabytes:8.1f}")

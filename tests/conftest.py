@@ -73,14 +73,17 @@ def interpreted():
 @pytest.fixture
 def outputs_begin_as_nan(monkeypatch):
     """An element that a kernel does not write fails the comparison."""
-    empty = torch.empty
 
-    def filled(*shape, **options):
-        made = empty(*shape, **options)
-        floating = made.is_floating_point() or made.is_complex()
-        return made.fill_(float("nan")) if floating and made.device.type != "meta" else made
+    def filled(make):
+        def made_and_filled(*arguments, **options):
+            made = make(*arguments, **options)
+            floating = made.is_floating_point() or made.is_complex()
+            return made.fill_(float("nan")) if floating and made.device.type != "meta" else made
 
-    monkeypatch.setattr(torch, "empty", filled)
+        return made_and_filled
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, filled(getattr(owner, name)))
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import fastenh_kernels
+from benchmarks.roofline.shipped import WINDOWS, differentiate
 from fastenh.models.dpt import DPTConfig
 from fastenh.models.dpt_complex import DPTComplexConfig
-from fastenh_kernels import backend, proof
+from fastenh_kernels import backend, proof, proving
 from fastenh_kernels.examples import DPT, DPT_COMPLEX, Inputs
-from fastenh_kernels.operation import OPERATIONS
-from fastenh_kernels.proof import disproof
+from fastenh_kernels.operation import OPERATIONS, dtype_of
+from fastenh_kernels.shared.launch import recording
 
 CPU = torch.device("cpu")
 
@@ -63,46 +64,106 @@ def test_the_shapes_of_the_examples_are_those_of_the_models():
     assert (DPT_COMPLEX.bands, DPT_COMPLEX.channels, DPT_COMPLEX.heads, DPT_COMPLEX.hidden) == path
 
 
+def proven_faults(dtype=torch.float32, gradients=False):
+    return [found.fault for found in proof.proofs(CPU, dtype, frames=(1,), gradients=gradients) if found.fault]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_every_kernel_proves_itself(interpreted, dtype, gradients):
-    assert disproof(CPU, dtype, frames=1, gradients=gradients) == ""
+    assert proven_faults(dtype, gradients) == []
 
 
 def test_a_wrong_or_failing_kernel_is_named(interpreted, monkeypatch):
     """What decides whether ``auto`` takes the kernels: nothing wrong with them as they are, to begin with."""
     for name in OPERATIONS.keys() - {"complex_mask", "upsampled_moments"}:
         monkeypatch.delitem(OPERATIONS, name)
-    assert disproof(CPU, torch.float32, frames=1) == ""
-    assert disproof(CPU, torch.float32, frames=1, gradients=True) == ""
+    assert proven_faults() == proven_faults(gradients=True) == []
     mask, moments = OPERATIONS["complex_mask"], OPERATIONS["upsampled_moments"]
     right, right_moments = mask.kernel, moments.kernel
     monkeypatch.setattr(mask, "kernel", lambda *arguments: right(*arguments) * 1.1)
-    assert disproof(CPU, torch.float32, frames=1) == "complex_mask (none) is 1.0e-01 from the reference in float32"
+    assert proven_faults()[0] == "complex_mask (none, 1 frames) is 1.0e-01 from the reference"
     monkeypatch.setattr(mask, "kernel", lambda *arguments: 1 / 0)
-    expected = "complex_mask (none) fails (ZeroDivisionError: division by zero) in float32"
-    assert disproof(CPU, torch.float32, frames=1) == expected
+    assert proven_faults()[0] == "complex_mask (none, 1 frames) fails (ZeroDivisionError: division by zero)"
     monkeypatch.setattr(mask, "kernel", right)
     monkeypatch.setattr(moments, "kernel", lambda z, bins: tuple(1.2 * moment for moment in right_moments(z, bins)))
-    assert "gradient of upsampled_moments is 2.0e-01" in disproof(CPU, torch.float32, frames=1, gradients=True)
+    assert "gradient of upsampled_moments (1 frames) is 2.0e-01 from the reference" in proven_faults(gradients=True)
 
 
-def test_automatic_choice_needs_the_proof(monkeypatch, caplog):
-    """Of the forward pass for inference, of the gradients, too, for training."""
+def test_the_proof_takes_what_will_run():
+    """The crop and the window, and for training the configurations that dropout takes."""
+    cases = list(proof._cases(torch.device("meta"), torch.float16, proof.FRAMES, True, "axis_attention"))
+    assert [label for label, *_ in cases] == [
+        f"{axis}, {frames} frames{more}"
+        for frames in (188, 256) for axis in ("frequency", "time") for more in ("", ", dropout")
+    ]  # fmt: skip
+    assert (torch.bfloat16, torch.float32, torch.float16) == proving.DTYPES
+    assert WINDOWS.frames in proof.FRAMES
+    _, operation, arguments, truths_of = cases[1]
+    assert arguments == (*truths_of, proof._DROPS_NOTHING)
+    with recording() as launches:
+        differentiate(operation, arguments)()
+    assert all(made.arguments.get("DROPOUT", 1) > 0 for made in launches)
+
+
+def test_what_fails_falls_back_alone(monkeypatch, caplog):
+    """An operation in a dtype and use; the others stay on their kernels."""
     monkeypatch.setattr(backend, "_triton_obstacle", lambda *device: "")
+    wrong = {proving.key("axis_layer", "bfloat16", True): "axis_layer is 3.2e-01 from the reference"}
+    monkeypatch.setattr(proving, "faults", lambda device: wrong)
+    backend._faults.cache_clear()
     gpu = torch.device("cuda", 0)
-    wrong = "mask_head is 1.0e+00 from the reference"
-    for found, names in (("", ("triton", "triton")), (wrong, ("reference", "reference"))):
-        backend._proven_obstacle.cache_clear()
-        monkeypatch.setattr(proof, "disproof", lambda *_, found=found, **__: found)
-        with caplog.at_level("INFO", logger="fastenh"):
-            choices = [backend.choose(gpu, training=training) for training in (False, True, False, True)]
-        assert tuple(choice.name for choice in choices) == names * 2
-        assert all(found in choice.reason for choice in choices)
-    backend._proven_obstacle.cache_clear()
-    monkeypatch.setattr(proof, "disproof", lambda *_, gradients: wrong if gradients else "")
-    assert [backend.choose(gpu, training=training).name for training in (False, True)] == ["triton", "reference"]
-    backend._proven_obstacle.cache_clear()
-    assert len(caplog.records) == 4  # a line a device and use
-    assert "inference: reference path, mask_head is" in caplog.text
+    with caplog.at_level("INFO", logger="fastenh"):
+        chosen = {
+            (name, dtype, training): backend.choose(gpu, training, name, dtype).name
+            for name in OPERATIONS for dtype in proving.DTYPES for training in (False, True)
+        }  # fmt: skip
+        whole = backend.choose(gpu)
+    backend._faults.cache_clear()
+    fallen = [case for case, name in chosen.items() if name == "reference"]
+    assert fallen == [("axis_layer", torch.bfloat16, True)]
+    assert (whole.name, "but for axis_layer, bfloat16, training: axis_layer is 3.2e-01" in whole.reason) == (
+        "triton",
+        True,
+    )
+    assert len(caplog.records) == 1  # a line a device
+
+
+def test_an_operation_is_asked_for_in_the_dtype_it_computes_in():
+    spectrum, weight = torch.empty(1, 2, 3, dtype=torch.complex64), torch.empty(4)
+    assert dtype_of([spectrum, weight]) == dtype_of([spectrum]) == torch.float32
+    assert dtype_of([spectrum, weight.half()]) == torch.float16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert dtype_of([spectrum, weight]) == torch.bfloat16
+
+
+def test_a_proof_is_remembered(monkeypatch, tmp_path):
+    """By device, versions and code; not where it says nothing of the kernel."""
+    monkeypatch.setenv("FASTENH_CACHE", str(tmp_path))
+    row = {"operation": "mask_head", "dtype": "float16", "gradients": False}
+    will_find = ["mask_head fails (OutOfMemoryError: CUDA out of memory)", "", "wrong"]
+    monkeypatch.setattr(proving, "findings", lambda device: [row | {"fault": will_find.pop(0)}])
+    assert "out of memory" in proving.faults(CPU)["mask_head, float16, inference"]
+    assert proving.faults(CPU) == proving.faults(CPU) == {}
+    monkeypatch.setattr(proving, "_version", lambda package: "another")
+    assert proving.faults(CPU) == {"mask_head, float16, inference": "wrong"}
+    assert proving.faults(CPU) == {"mask_head, float16, inference": "wrong"}
+    assert not will_find
+    will_find.append("wrong")
+    monkeypatch.setenv("FASTENH_CACHE", "/dev/null/nowhere")
+    assert proving.faults(CPU) == {"mask_head, float16, inference": "wrong"}
+
+
+@pytest.mark.slow
+def test_a_child_proves_an_operation(interpreted):
+    rows = proving._child("cpu", "float32", "complex_mask", (1,))
+    assert [row["fault"] for row in rows] == [""] * 10
+    assert [row["gradients"] for row in rows] == [False] * 5 + [True] * 5
+
+
+def test_a_child_that_dies_is_a_fault(monkeypatch):
+    monkeypatch.setattr(proving.sys, "executable", "/bin/false")
+    rows = proving._child("cpu", "float32", "complex_mask")
+    assert [row["fault"] for row in rows] == ["complex_mask fails (no answer from its test (1))"] * 2
+    assert [row["gradients"] for row in rows] == [False, True]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 from conftest import SAMPLES, noise, voice
 
+from benchmarks.gpu import table
 from fastenh.models import checkpoint
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -199,3 +201,73 @@ def test_comparison_of_the_models(little):
     rows = {line.split("|")[1].strip() for line in output.splitlines() if line.startswith("| ")}
     assert {"crn", "dpt", "mel_transformer", "stft_transformer", "mel_transformer-griffin_lim", "noisy"} <= rows
     assert len(json.loads((little / "OUT" / "results.json").read_text())["systems"]) == 6
+
+
+STAND_IN = """#!/usr/bin/env bash
+# Stands in for Python on a machine with a GPU: says what it was asked for, writes what it would write.
+echo "$*" >> "$ASKED"
+echo "said by $2"
+while (($#)); do
+  case $1 in
+    -o) file=$2 ;;
+    pytest) fails=1 ;;
+    --device) [[ -n ${TRITON_CACHE_DIR:-} ]] && mkdir -p "$TRITON_CACHE_DIR" && echo compiled > "$TRITON_CACHE_DIR/a" ;;
+  esac
+  shift
+done
+case ${file:-} in
+  *.json) cp "$RESULT" "$file" ;;
+  /*) mkdir -p "$file"; touch "$file/state.pt" "$file/best.safetensors" "$file/log.jsonl" ;;
+esac
+exit "${fails:-0}"
+"""
+
+
+@pytest.fixture
+def rehearse(tmp_path):
+    """Run a part of scripts/gpu.sh, the device stood in for: (exit code, what was asked for, what came back)."""
+    root, tools = tmp_path / "root", tmp_path / "tools"
+    for folder in (root / "scripts", root / ".data" / "1" / "speech", root / ".data" / "1" / "noise", tools):
+        folder.mkdir(parents=True)
+    shutil.copy(SCRIPTS / "gpu.sh", root / "scripts")
+    for tool in ("python3", "compute-sanitizer"):
+        (tools / tool).write_text(STAND_IN)
+        (tools / tool).chmod(0o755)
+    measured = {"name": "model_forward", "impl": "triton_bf16", "clips": 64, "p50_ms": 9.6, "x_realtime": 20_000.0}
+    result = {"device": "H200", "torch": "2.11", "triton": "3.6", "commit": "abc", "date": "2026-11-26",
+              "copy_tb_s": 4.0, "matmul_tflop_s": 700.0, "part": "forward", "rows": [measured],
+              "left_out": []}  # fmt: skip
+    (tmp_path / "result.json").write_text(json.dumps(result))
+
+    def run(*part):
+        asked, out = tmp_path / "asked.txt", tmp_path / "out"
+        asked.write_text("")
+        shutil.rmtree(out, ignore_errors=True)
+        environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(out), "ASKED": str(asked)}
+        environment |= {"RESULT": str(tmp_path / "result.json")}
+        done = subprocess.run([root / "scripts" / "gpu.sh", *part], env=environment, capture_output=True, check=False)
+        return done.returncode, asked.read_text().splitlines(), out
+
+    return run
+
+
+def test_rehearsal_on_a_gpu(rehearse):
+    """Every part in its order; what comes back fits 8 files; a failing step ends no part."""
+    order = {
+        "prove": ["benchmarks.proof", "fastenh info", "benchmarks.gpu --clips 64"],
+        "check": ["-c import xdist", "pytest -q -m gpu -n 8", "--backend reference", "--backend triton", "evaluate"],
+        "memcheck": ["python3 -c import torch", "memcheck python3 -m pytest", "racecheck python3 -m pytest"],
+        "bench": ["benchmarks.gpu --minutes 7"],
+        "bench-training": ["benchmarks.gpu --part training --minutes 6"],
+        "train": ["fastenh train dpt_complex"],
+    }  # fmt: skip
+    for part, wanted in order.items():
+        code, asked, out = rehearse(part)
+        assert [want in line for want, line in zip(wanted, asked, strict=True)] == [True] * len(wanted), asked
+        assert code == (1 if part in ("check", "memcheck") else 0), part  # where the tests fail here
+        assert 0 < len(list(out.iterdir())) <= 8
+        if part == "prove":
+            assert {"cache.tar.gz", "proof.json", "proof.txt", "results.json"} < {path.name for path in out.iterdir()}
+            result = json.loads((out / "results.json").read_text())
+            assert "| model_forward |" in table(result)
+    assert rehearse("nonsense")[0] == 2

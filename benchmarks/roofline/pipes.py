@@ -1,15 +1,21 @@
 """How long each pipe of an SM is busy with a compiled kernel: counted from its machine code, estimated, never measured.
 
 Every instruction counts as often as it runs (the loops' trip counts come with the launch) and for as long as it
-occupies its pipe. ``bound`` is the busiest pipe: no schedule is faster. ``estimate`` adds tensor cores, the busiest
-other arithmetic pipe, and load/store, which is what a kernel needs whose phases do not overlap; waits are in neither.
-Both branches of an ``if`` count. For Triton's flash attention (d 128, 8,192 keys) the estimate gives 428 to
-465 TFLOP/s on an H100; 389 to 477 are published.
+occupies its pipe. Three figures, from the most hopeful to the least:
+
+- ``bound``: the busiest pipe alone. No schedule is faster.
+- ``estimate``: tensor cores, the busiest other arithmetic pipe and load/store, one after the other; L2 and DRAM hidden
+  behind them unless they take longer.
+- ``serial``: nothing overlaps. Every pipe, L2 and DRAM one after the other.
+
+Waits are in none of them. Both branches of an ``if`` count. Programs are dealt out to the SMs in turn, and the figures
+are those of the SM that gets the most: a launch that does not fill all SMs takes as long as one that does.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +25,8 @@ from fastenh_kernels.shared.launch import Launch
 # An H100 or H200 SXM (sm_90). Rates an SM and cycle, from NVIDIA's tuning guide and published microbenchmarks
 # (Luo et al. 2024, "Benchmarking and Dissecting the Nvidia Hopper GPU Architecture").
 SMS, HERTZ = 132, 1.755e9
-_WGMMA_FLOP, _MMA_FLOP = 4096, 2560  # 16 bit, dense; TF32 takes twice as long
+_MMA_FLOP = 2560  # mma.sync, 16 bit, dense; TF32 takes twice as long
+_WGMMA_FLOP = 790e12 / SMS / HERTZ  # as measured elsewhere; 4096 by the data sheet
 _SHARED_BYTES, _ISSUE, _FP32, _INTEGER, _SPECIAL, _SHUFFLE = 128, 4, 128, 64, 16, 32  # bytes; warp instructions; lanes
 _L2_BYTES_S = 5.5e12
 DRAM_BYTES_S = {"H200": 4.3e12, "H100": 3.0e12}  # copies, as measured elsewhere
@@ -67,16 +74,24 @@ class Usage:
         us = self.microseconds
         return max(self.bound, us["tensor"] + max(us[pipe] for pipe in ARITHMETIC) + us["load_store"])
 
+    @property
+    def serial(self) -> float:
+        """An instruction is issued while its pipe takes it, and operands are read while they are multiplied: of each
+        of these pairs the longer one counts."""
+        us = self.microseconds
+        arithmetic = max(us["issue"], us["fp32"] + us["integer"] + us["special"] + us["shuffle"])
+        return max(us["tensor"], us["operands"]) + arithmetic + us["load_store"] + us["l2"] + us["dram"]
+
 
 def usage(sass: str, launch: Launch, share: float) -> Usage:
-    """Pipes of a launch, times ``share`` (one clip's part of a batch). Raises ``LoopsDifferError``."""
-    scale = launch.programs * share
+    """Pipes of a launch, times ``share`` (a part of the batch). Raises ``LoopsDifferError``."""
     cycles, flop = _counted(sass, launch)
-    microseconds = {pipe: count * scale / SMS / HERTZ * 1e6 for pipe, count in cycles.items()}
+    most = math.ceil(launch.programs / SMS)  # programs of an SM
+    microseconds = {pipe: count * most * share / HERTZ * 1e6 for pipe, count in cycles.items()}
     dram = launch.cost.dram_bytes * share
     microseconds["l2"] = launch.cost.l2_bytes * share / _L2_BYTES_S * 1e6
     microseconds["dram"] = dram / DRAM_BYTES_S["H200"] * 1e6
-    return Usage(microseconds, dram / DRAM_BYTES_S["H100"] * 1e6, flop * scale, dram)
+    return Usage(microseconds, dram / DRAM_BYTES_S["H100"] * 1e6, flop * launch.programs * share, dram)
 
 
 def _counted(sass: str, launch: Launch) -> tuple[dict[str, float], float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,9 +13,19 @@ from fastenh_kernels.operation import OPERATIONS, Operation, tensors_of
 from fastenh_kernels.shared.launch import Launch, recording
 
 CLIP_FRAMES = 188  # of 3 s at 16 kHz, hop 256
-# Megabytes a clip that PyTorch's own operations move in a training step of dpt, 64 clips: batch norms, ReLU, sums of
-# gradients, STFT; losses; what programs left in parts; AdamW. Counted by benchmarks/traffic.py; a test compares.
-STEP_MEGABYTES = {"forward": 26.88, "loss": 22.84, "backward": 89.39, "sums of parts": 6.27, "optimiser": 0.68}
+
+
+class Work(NamedTuple):
+    """A batch as it goes through the model."""
+
+    clips: int
+    frames: int
+    seconds: float  # of audio that a clip delivers
+    dropout: float = 0.0
+
+
+CLIPS = Work(64, CLIP_FRAMES, 3.0)  # as benchmarks/gpu.py measures them
+WINDOWS = Work(16, 256, 3.58)  # as they are enhanced on a GPU: docs/spans.md
 META = torch.device("meta")
 Case = tuple[str, str]  # the name of an operation and the label of one of its examples
 _LAYERS = [("axis_layer", f"dpt, {axis}") for axis in ("frequency", "time")] * 2
@@ -25,21 +35,21 @@ TRAINING: list[Case] = [("encoder_front", "training"), ("encoder_conv", "trainin
                         ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", "")]  # fmt: skip
 
 
-def forward_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
-    """A name and a launch for every step of the forward pass of ``dpt`` on clips of 3 s, in order.
+def forward_launches(dtype: torch.dtype, work: Work, capability: int = 90) -> Iterator[tuple[str, Launch]]:
+    """A name and a launch for every step of the forward pass of ``dpt``, in order.
 
     That the model makes these launches, and no others, is a test of the project.
     """
-    for number, (operation, arguments) in enumerate(_cases(FORWARD, dtype, clips)):
+    for number, (operation, arguments) in enumerate(_cases(FORWARD, dtype, work)):
         with recording(capability) as launches, torch.no_grad():
             operation(*arguments)
         yield from _named(_step(operation, FORWARD[number], number), launches)
 
 
-def training_launches(dtype: torch.dtype, clips: int, capability: int = 90) -> Iterator[tuple[str, Launch]]:
+def training_launches(dtype: torch.dtype, work: Work, capability: int = 90) -> Iterator[tuple[str, Launch]]:
     """The same for a training step of ``dpt``, forward and backward. Batch norms, loss and optimiser are PyTorch's."""
     back: list[tuple[str, list[Launch]]] = []
-    for number, (operation, arguments) in enumerate(_cases(TRAINING, dtype, clips)):
+    for number, (operation, arguments) in enumerate(_cases(TRAINING, dtype, work)):
         name = _step(operation, TRAINING[number], number)
         with recording(capability) as launches:
             gradients = differentiate(operation, arguments)
@@ -73,11 +83,11 @@ def differentiate(operation: Operation, arguments: tuple[Any, ...]) -> functools
     return functools.partial(torch.autograd.grad, results, wanted, [torch.empty_like(r) for r in results])
 
 
-def _cases(wanted: Iterable[Case], dtype: torch.dtype, clips: int) -> Iterator[tuple[Operation, tuple[Any, ...]]]:
-    inputs = Inputs(META, dtype, clips, CLIP_FRAMES)
+def _cases(wanted: Iterable[Case], dtype: torch.dtype, work: Work) -> Iterator[tuple[Operation, tuple[Any, ...]]]:
+    inputs = Inputs(META, dtype, work.clips, work.frames)
     for name, label in wanted:
         (arguments,) = (e.arguments for e in OPERATIONS[name].examples(inputs) if e.label == label)
-        yield OPERATIONS[name], arguments
+        yield OPERATIONS[name], (*arguments, work.dropout) if name == "axis_layer" else arguments
 
 
 def _step(operation: Operation, case: Case, number: int) -> str:

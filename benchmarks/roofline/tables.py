@@ -1,10 +1,10 @@
-"""The pipes of the forward pass and of a training step, as tables."""
+"""What ships of ``dpt``, counted: every launch of the window that is enhanced and of the steps of two recipes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,68 +12,99 @@ import triton
 
 from benchmarks.roofline.cubins import Cubin, code_of, compile_launch
 from benchmarks.roofline.pipes import DRAM_BYTES_S, PIPES, Usage, usage
-from benchmarks.roofline.shipped import STEP_MEGABYTES, forward_launches, training_launches
+from benchmarks.roofline.shipped import WINDOWS, Work, forward_launches, training_launches
+from benchmarks.traffic import Traffic, step_traffic, window_traffic, work_of
+from fastenh.train.recipe import load_recipe
 from fastenh_kernels.shared.launch import Launch
 
-CLIPS = 64  # of the batch that the pipes are counted for
-_CLIP_SECONDS = 3
+SECONDS = 3.0  # of audio that every figure is for
+FIGURES = ("bound_us", "estimate_us", "serial_us")
+STEPS = {"dpt training step": "dpt-mix", "dpt training step with dropout": "dpt"}  # by the name of the recipe
+Row = dict[str, Any]
 
 
-def print_pipes(path: str | None) -> None:
-    """Print the tables of the forward pass and of the training step; write them to ``path``, too."""
-    print(f"triton {triton.__version__}; microseconds for a 3 s clip in a large batch, bfloat16, sm_90, estimated")
-    forward = _table(pipe_usage(forward_launches(torch.bfloat16, CLIPS)))
-    training = _table(pipe_usage(training_launches(torch.bfloat16, CLIPS)))
-    training += [_of_pytorch(part, megabytes) for part, megabytes in STEP_MEGABYTES.items()]
-    if path:
-        summary = {"arch": "sm_90", "triton": triton.__version__, "measured": False, "clip_seconds": _CLIP_SECONDS}
-        summary |= {"forward": _sum(forward), "training_step": _sum(training)}
-        Path(path).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    for name, rows in (("forward", forward), ("training step", training)):
-        total = _sum(rows)
-        print(
-            f"{name}: bound {total['bound_us']:.1f} us, estimate {total['estimated_us']:.1f} us, "
-            f"{total['x_realtime']:,.0f} x real time (sm_90, estimated)"
-        )
+def counted() -> dict[str, Any]:
+    """Every launch of what ships, for 3 s of audio, with its three figures; and their sums."""
+    mixed = {name: load_recipe(recipe) for name, recipe in STEPS.items()}
+    parts = {"dpt forward": _rows(forward_launches(torch.bfloat16, WINDOWS), WINDOWS, window_traffic(WINDOWS))}
+    for name, recipe in mixed.items():
+        work = work_of(recipe)
+        parts[name] = _rows(training_launches(torch.bfloat16, work), work, step_traffic(recipe))
+    return {"arch": "sm_90", "triton": triton.__version__, "measured": False, "seconds": SECONDS} | {
+        "parts": {name: _sums(rows) | {"launches": rows} for name, rows in parts.items()}
+    }
 
 
-def _table(steps: Sequence[tuple[str, Launch, Usage]]) -> list[dict[str, Any]]:
-    """Print a line for each launch; returns the same."""
+def _rows(launches: Iterable[tuple[str, Launch]], work: Work, traffic: Traffic) -> list[Row]:
+    share = SECONDS / (work.clips * work.seconds)
+    rows = [_of_launch(*step, share) for step in pipe_usage(launches, share)]
+    return rows + [_of_pytorch(part, moved * share, traffic.calls[part]) for part, moved in traffic.moved.items()]
+
+
+def _of_launch(name: str, launch: Launch, use: Usage, share: float) -> Row:
+    row: Row = {"name": name, "kernel": launch.kernel.fn.__name__, "programs": launch.programs}
+    row |= {"gflop": launch.cost.flop * share / 1e9, "tensor_gflop": use.tensor_flop / 1e9}
+    row |= {"megabytes": use.dram_bytes / 1e6, "pipes_us": use.microseconds, "busiest": use.busiest}
+    return row | {"bound_us": use.bound, "estimate_us": use.estimate, "serial_us": use.serial}
+
+
+def _of_pytorch(part: str, moved: float, calls: int) -> Row:
+    """PyTorch's own operations in a part of the work: what they move, at the rate of DRAM."""
+    us = moved / DRAM_BYTES_S["H200"] * 1e6
+    row: Row = {"name": f"PyTorch, {part}", "kernel": "", "operations": calls, "gflop": 0.0}
+    row |= {"tensor_gflop": 0.0, "megabytes": moved / 1e6, "pipes_us": {"dram": us}, "busiest": "dram"}
+    return row | dict.fromkeys(FIGURES, us)
+
+
+def _sums(rows: list[Row]) -> dict[str, float]:
+    sums = {figure: sum(row[figure] for row in rows) for figure in FIGURES}
+    return sums | {"x_realtime": SECONDS * 1e6 / sums["estimate_us"]}
+
+
+def table(name: str, part: dict[str, Any]) -> Iterator[str]:
+    """Lines: equal launches once, with their number."""
     columns = "".join(f" {pipe[:8]:>8}" for pipe in PIPES)
-    print(f"{'launch':52} {'GFLOP':>6} {'padded':>6}{columns} {'H100dram':>8} {'bound':>8} {'estimate':>8}")
-    rows = []
-    for name, launch, use in steps:
-        asked = launch.cost.flop / CLIPS
-        times = (*(use.microseconds[pipe] for pipe in PIPES), use.dram_h100, use.bound, use.estimate)
-        figures = f"{asked / 1e9:6.2f} {use.tensor_flop / asked if asked else 1:6.2f}"
-        print(f"{name:52} {figures}{''.join(f' {us:8.2f}' for us in times)}", flush=True)
-        row = {"name": name, "kernel": launch.kernel.fn.__name__, "flop": asked, "tensor_flop": use.tensor_flop}
-        row |= {"dram_bytes": use.dram_bytes, "pipes_us": use.microseconds, "bound_us": use.bound}
-        rows.append(row | {"busiest": use.busiest, "estimated_us": use.estimate})
-    return rows
+    yield f"\n{name}: microseconds for {SECONDS:g} s of audio, bfloat16"
+    yield f"{'launch':54} {'GFLOP':>6} {'padded':>6}{columns} {'bound':>7} {'estimate':>8} {'serial':>7}"
+    lines = []
+    for row in part["launches"]:
+        padded = row["tensor_gflop"] / row["gflop"] if row["gflop"] else 1
+        pipes = "".join(f" {row['pipes_us'].get(pipe, 0):8.2f}" for pipe in PIPES)
+        figures = f"{row['bound_us']:7.2f} {row['estimate_us']:8.2f} {row['serial_us']:7.2f}"
+        lines.append((_label(row), f"{row['gflop']:6.2f} {padded:6.2f}{pipes} {figures}"))
+    for (label, figures), times in Counter(lines).items():
+        yield f"{label + (f', {times} times' if times > 1 else ''):54} {figures}"
 
 
-def _of_pytorch(part: str, megabytes: float) -> dict[str, Any]:
-    """A line for PyTorch's own operations in a part of the step: what they move, at the rate of DRAM."""
-    us = 1e12 * megabytes / DRAM_BYTES_S["H200"]
-    print(f"{'PyTorch, ' + part:52} {megabytes:6.2f} MB{us:97.2f}{us:18.2f}{us:9.2f}")
-    row = {"name": f"PyTorch, {part}", "kernel": "", "flop": 0.0, "tensor_flop": 0.0, "dram_bytes": 1e6 * megabytes}
-    return row | {"pipes_us": {"dram": us}, "bound_us": us, "busiest": "dram", "estimated_us": us}
+def _label(row: Row) -> str:
+    """Layers of one axis are alike."""
+    if "operations" in row:
+        return f"{row['name']} ({row['operations']} operations)"
+    return re.sub(r"^layer \d", "layer", row["name"])
 
 
-def _sum(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    bound, estimate = (sum(row[key] for row in rows) for key in ("bound_us", "estimated_us"))
-    realtime = _CLIP_SECONDS * 1e6 / estimate
-    return {"bound_us": bound, "estimated_us": estimate, "x_realtime": realtime, "launches": rows}
+def total(name: str, part: dict[str, Any]) -> str:
+    return (
+        f"{name}: bound {part['bound_us']:.1f} us, estimate {part['estimate_us']:.1f} us, "
+        f"serial {part['serial_us']:.1f} us, {part['x_realtime']:,.0f} x real time (sm_90, estimated)"
+    )
 
 
-def pipe_usage(launches: Iterable[tuple[str, Launch]]) -> list[tuple[str, Launch, Usage]]:
-    """Name, launch and pipes of every launch, for one of ``CLIPS`` clips of 3 s, on sm_90."""
+def print_pipes(found: dict[str, Any]) -> None:
+    """The tables, the one with dropout first, and their sums: those of the forward pass and of the step at the end."""
+    print(f"triton {found['triton']}, sm_90, estimated, not measured")
+    parts = found["parts"]
+    for name, part in reversed(parts.items()):
+        print("\n".join(table(name, part)))
+    for name in sorted(parts, key=lambda name: (name in ("dpt forward", "dpt training step"), name)):
+        print(total(name, parts[name]))
+
+
+def pipe_usage(launches: Iterable[tuple[str, Launch]], share: float) -> Iterator[tuple[str, Launch, Usage]]:
+    """Name, launch and pipes of every launch on sm_90, times ``share``."""
     cubins: dict[str, Cubin] = {}
-    steps = []
     for name, launch in launches:
         key = code_of(launch)
         if key not in cubins:
             cubins[key] = compile_launch(launch, 90)
-        steps.append((name, launch, usage(cubins[key].sass, launch, 1 / CLIPS)))
-    return steps
+        yield name, launch, usage(cubins[key].sass, launch, share)

@@ -6,9 +6,9 @@
 - ``interpret``: the kernels in Triton's interpreter, on the CPU, to be tested.
 
 ``FASTENH_BACKEND`` or ``use_backend`` force one. ``auto`` takes ``cpu`` on a CPU, except in a graph that torch.compile
-makes; the kernels on a GPU where they can run and equal the reference in a test of their own (``proof.py``, once a
-process); and the reference everywhere else. All of this is found out before the first launch, never by an exception in
-the middle of a job.
+makes; the kernels on a GPU where they can run and equal the reference in a test of their own (``proving.py``, once a
+device); and the reference everywhere else, for an operation and dtype alone where others are right. All of this is
+found out before the first launch, never by an exception in the middle of a job.
 """
 
 from __future__ import annotations
@@ -69,8 +69,11 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
-def choose(device: torch.device, training: bool = False) -> Choice:
-    """The backend that serves tensors on ``device``, ``training`` where gradients are wanted.
+def choose(
+    device: torch.device, training: bool = False, operation: str | None = None, dtype: torch.dtype | None = None
+) -> Choice:
+    """The backend that serves an operation in a dtype on ``device``, ``training`` where gradients are wanted; without
+    an operation: what serves most of them.
 
     Raises ``BackendError`` where a forced one cannot run.
     """
@@ -80,18 +83,20 @@ def choose(device: torch.device, training: bool = False) -> Choice:
     if asked == _RECORD:
         return Choice("triton", "launches are written down")
     if asked == "auto":
-        return _automatic(device, training)
+        return _automatic(device, training, operation, dtype)
     obstacle = _obstacle(asked, device.type, device.index)
     if obstacle:
         raise BackendError(f"backend {asked!r} cannot run on {device}: {obstacle}; use auto or reference")
     return Choice(asked, "asked for")
 
 
-def _automatic(device: torch.device, training: bool) -> Choice:
+def _automatic(device: torch.device, training: bool, operation: str | None, dtype: torch.dtype | None) -> Choice:
     if device.type == "cpu" and not torch.compiler.is_compiling():
         return Choice("cpu", "forms of the operations made for processors")
-    obstacle = _automatic_obstacle(device.type, device.index, training)
-    return Choice("reference", obstacle) if obstacle else Choice("triton", "equal to the reference on this GPU")
+    obstacle = _automatic_obstacle(device.type, device.index, training, operation, str(dtype).removeprefix("torch."))
+    if obstacle:
+        return Choice("reference", obstacle)
+    return Choice("triton", "equal to the reference on this GPU" if operation else _words(device.type, device.index))
 
 
 def _checked(name: str, source: str) -> str:
@@ -108,23 +113,38 @@ def _obstacle(asked: str, device_type: str, index: int | None) -> str:
 
 
 @constant_in_graphs
-def _automatic_obstacle(device_type: str, index: int | None, training: bool) -> str:
-    return _proven_obstacle(device_type, index, training)
+def _automatic_obstacle(device_type: str, index: int | None, training: bool, operation: str | None, dtype: str) -> str:
+    """Why the reference runs, or nothing."""
+    obstacle = _triton_obstacle(device_type, index)
+    if obstacle:
+        return obstacle
+    found = _faults(device_type, index)
+    if operation is None:
+        return ""
+    from fastenh_kernels.proving import key
+
+    return found.get(key(operation, dtype, training), "")
 
 
 @cache
-def _proven_obstacle(device_type: str, index: int | None, training: bool) -> str:
-    """Why the reference runs, or nothing; asked once a device and use, and said in one line of the log."""
-    obstacle = _proven_obstacle(device_type, index, False) if training else _triton_obstacle(device_type, index)
-    if not obstacle:
-        from fastenh_kernels import proof  # walks over the operations, which ask this module
+def _faults(device_type: str, index: int | None) -> dict[str, str]:
+    """What the proof found; asked once a device, and said in one line of the log."""
+    from fastenh_kernels import proving  # walks over the operations, which ask this module
 
-        device = torch.device(device_type, index)
-        results = (proof.disproof(device, dtype, gradients=training) for dtype in (torch.float32, torch.bfloat16))
-        obstacle = next(filter(None, results), "")
-    use = "training" if training else "inference"
-    log.info("%s, %s: %s", device_type, use, f"reference path, {obstacle}" if obstacle else "Triton kernels")
-    return obstacle
+    found = proving.faults(torch.device(device_type, index))
+    log.info("%s: Triton kernels %s", torch.device(device_type, index), _but_for(found))
+    return found
+
+
+@constant_in_graphs
+def _words(device_type: str, index: int | None) -> str:
+    return _but_for(_faults(device_type, index))
+
+
+def _but_for(found: dict[str, str]) -> str:
+    if not found:
+        return "equal to the reference on this GPU"
+    return "but for " + "; ".join(f"{what}: {fault}" for what, fault in found.items())
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -52,6 +53,7 @@ class Operation:
     ) -> None:
         self.name, self.reference, self.cpu = name, reference, cpu or reference
         self.serves, self.examples = serves, examples
+        self.takes_dropout = "dropout" in inspect.signature(reference).parameters
         self.kernel: Callable[..., Any] | None = None
         OPERATIONS[name] = self
 
@@ -64,7 +66,7 @@ class Operation:
         if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors):
             return self.reference
         training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        backend = choose(tensors[0].device, training).name
+        backend = choose(tensors[0].device, training, self.name, dtype_of(tensors)).name
         if backend == "cpu":
             return self.cpu
         if backend == "reference" or self.serves(*arguments):
@@ -77,6 +79,14 @@ def tensors_of(arguments: tuple[Any, ...]) -> list[Tensor]:
     """Those among the arguments, and those in tuples among them."""
     parts = (part for argument in arguments for part in (argument if isinstance(argument, tuple) else (argument,)))
     return [part for part in parts if isinstance(part, Tensor)]
+
+
+def dtype_of(tensors: list[Tensor]) -> torch.dtype:
+    """In which an operation computes: that of autocast, or of its first real tensor."""
+    device = tensors[0].device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return next((tensor.dtype for tensor in tensors if not tensor.is_complex()), torch.float32)
 
 
 @constant_in_graphs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,12 @@ from fastenh_kernels.operation import OPERATIONS, Example, Operation, load_kerne
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 # of a gradient: a unit within rounding of zero opens on one side alone, so it goes with the root of the precision
 _GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 0.15}
+
+
+FRAMES = (188, 256)  # of a training crop of 3 s, and of the window that is shipped
+# The configurations that dropout takes, on draws that drop nothing: a value is kept where a draw from [0, 1) in steps
+# of 2^-31 is not below this. Which values are dropped at all is a matter of the tests.
+_DROPS_NOTHING = 2.0**-40
 
 
 class Proof(NamedTuple):
@@ -35,35 +41,45 @@ class Proof(NamedTuple):
         return "" if self.distance <= self.most else f"{self.name} is {self.distance:.1e} from the reference"
 
 
-def disproof(device: torch.device, dtype: torch.dtype, frames: int = 188, gradients: bool = False) -> str:
-    """What is wrong with the kernels on ``device`` in ``dtype``, in words; nothing where they equal the reference.
-
-    ``gradients``: those that training takes, instead of the forward pass.
-    """
-    faults = (proof.fault for proof in proofs(device, dtype, frames, gradients))
-    fault = next(filter(None, faults), "")
-    return fault and f"{fault} in {str(dtype).removeprefix('torch.')}"
-
-
 def proofs(
-    device: torch.device, dtype: torch.dtype, frames: int = 188, gradients: bool = False, only: str | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    frames: Sequence[int] = FRAMES,
+    gradients: bool = False,
+    only: str | None = None,
 ) -> Iterator[Proof]:
-    """Run every example that the kernels take, or those of one operation, against the reference."""
+    """Run every example that the kernels take, or those of one operation, against the reference.
+
+    ``gradients``: what training runs, results and gradients, without dropout and with it.
+    """
     load_kernels()
     run, most = (_gradients, _GRADIENT_TOLERANCE) if gradients else (_results, _TOLERANCE)
-    inputs = Inputs(device, dtype, clips=1 if gradients else 2, frames=frames)
     exact = torch.backends.cudnn.flags(allow_tf32=False)
     with torch.autocast(device.type, enabled=False), exact, _full_precision():
-        for operation, example in _served(inputs, "training" if gradients else "inference", only):
-            name = f"{'gradient of ' if gradients else ''}{operation.name} ({example.label})".removesuffix(" ()")
+        for label, operation, arguments, truths_of in _cases(device, dtype, frames, gradients, only):
+            name = f"{'gradient of ' if gradients else ''}{operation.name} ({label})"
             try:
-                results = run(operation.kernel, example.arguments)
+                results = run(operation.kernel, arguments)
+                distances = [*map(_distance, results, run(operation.reference, tree_map(_single, truths_of)))]
             except Exception as error:  # whatever the compiler or the driver raises
                 words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 yield Proof(name, float("inf"), most[dtype], words)
                 continue
-            truths = run(operation.reference, tree_map(_single, example.arguments))
-            yield Proof(name, max(map(_distance, results, truths)), most[dtype])
+            yield Proof(name, max(distances), most[dtype])
+
+
+def _cases(
+    device: torch.device, dtype: torch.dtype, frames: Sequence[int], gradients: bool, only: str | None
+) -> Iterator[tuple[str, Operation, tuple[Any, ...], tuple[Any, ...]]]:
+    """(label, operation, arguments of the kernel, of the reference) of what the kernels take."""
+    use = "training" if gradients else "inference"
+    for count in frames:
+        inputs = Inputs(device, dtype, clips=1 if gradients else 2, frames=count)
+        for operation, example in _served(inputs, use, only):
+            label = ", ".join(filter(None, (example.label, f"{count} frames")))
+            yield label, operation, example.arguments, example.arguments
+            if gradients and operation.takes_dropout:
+                yield f"{label}, dropout", operation, (*example.arguments, _DROPS_NOTHING), example.arguments
 
 
 def _served(inputs: Inputs, use: str, only: str | None) -> Iterator[tuple[Operation, Example]]:
@@ -82,14 +98,15 @@ def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[
 
 
 def _gradients(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Of ``leaves``, from random gradients of the results: the same ones for each function."""
+    """The results, and the gradients of ``leaves`` from random gradients of the results, the same for each function."""
     with torch.enable_grad():
         arguments = leaves(arguments)
         result = function(*arguments)
         results = result if isinstance(result, tuple) else (result,)
         random = Inputs(results[0].device, torch.float32, seed=1)
         upstream = [_like(random, result) for result in results]
-        return torch.autograd.grad(results, [t for t in tensors_of(arguments) if t.requires_grad], upstream)
+        found = torch.autograd.grad(results, [t for t in tensors_of(arguments) if t.requires_grad], upstream)
+        return (*(result.detach() for result in results), *found)
 
 
 def _like(random: Inputs, result: Tensor) -> Tensor:

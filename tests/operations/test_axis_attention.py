@@ -138,6 +138,36 @@ def test_gradient(target, axis, length):
     check_gradients(kernel(axis), plain(axis), (2 * randn(*along(axis, length, 3 * 64)),), target)
 
 
+def rounded_once(qkv, grad_out):
+    """The gradient of one sequence and head as FlashAttention rounds it: weights and their gradients are multiplied in
+    float32, and each is rounded once, on the way into the next product."""
+    (q, k, v), do = (x.float() for x in qkv.reshape(-1, 3, 32).unbind(1)), grad_out.reshape(-1, 32).float()
+    p = (q @ k.T / 32**0.5).softmax(-1)
+    delta = (do * (p @ v).to(qkv.dtype).float()).sum(-1, keepdim=True)
+    ds = (p * (do @ v.T - delta)).to(qkv.dtype).float()
+    products = (ds @ k / 32**0.5, ds.T @ q / 32**0.5, p.to(qkv.dtype).float().T @ do)
+    return torch.stack(products, 1).to(qkv.dtype).view_as(qkv)
+
+
+@pytest.mark.parametrize("length", [64, 65, 126])
+def test_gradient_is_rounded_once(target, length):
+    """The floor of the other tests would hide a gradient of the weights that is rounded on every step to it."""
+    device, dtype = target
+    if dtype == torch.float32:
+        pytest.skip("nothing is rounded")
+    torch.manual_seed(1)
+    qkv, grad = 2 * randn(1, length, 1, 96, dtype=dtype), randn(1, length, 1, 32, dtype=dtype)
+    double = qkv.double().requires_grad_()
+    truth = torch.autograd.grad(reference_of("axis_attention")(double, 1, "time"), double, grad.double())[0]
+    leaf = qkv.to(device).requires_grad_()
+    found = torch.autograd.grad(kernel_of("axis_attention")(leaf, 1, "time"), leaf, grad.to(device))[0]
+    for part in (slice(0, 32), slice(32, 64)):  # of the queries, of the keys
+        error, error_of_once = (
+            relative(ours[..., part], truth[..., part]) for ours in (found, rounded_once(qkv, grad))
+        )
+        assert error < 1.1 * error_of_once, (error, error_of_once)
+
+
 def test_gradient_of_extreme_scores(target):
     """Keys behind the end of a block weigh exp(-lse), which overflows here, and must count for nothing."""
     qkv = randn(1, 1, 65, 3 * 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,6 +14,9 @@ import triton
 from fastenh_kernels.backend import use_backend
 
 _RECORDED_PROCESSORS = 132  # of an H100 or H200
+LARGE = 128 * 1024  # bytes of shared memory that some configurations take
+# Bytes a block may have, by compute capability
+SHARED_MEMORY = {arch: 1024 * kib for arch, kib in ((80, 163), (86, 99), (89, 99), (90, 227), (100, 227), (120, 99))}
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,30 @@ def launch(
     if _records is not None:
         _records.append(Launch(kernel, programs, arguments, num_warps, num_stages, cost()))
     elif programs:
-        kernel[(programs,)](**arguments, num_warps=num_warps, num_stages=num_stages)
+        with _on_device_of(arguments):
+            kernel[(programs,)](**arguments, num_warps=num_warps, num_stages=num_stages)
 
 
-def capability(device: torch.device) -> int:
-    """Compute capability, 80 or 90; that of the recorder where launches are written down, 90 for the interpreter."""
+def _on_device_of(arguments: dict[str, Any]) -> AbstractContextManager[object]:
+    """Triton launches on the current device, wherever the tensors are."""
+    device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def warpgroups(device: torch.device) -> bool:
+    """Whether the configurations of Hopper run: four warps multiply together. Later chips spill in them, or worse."""
+    return _capability(device) // 10 == 9
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes a block may have."""
+    if _records is not None or device.type != "cuda":
+        return SHARED_MEMORY[_recorded_capability]
+    return _properties(device)[2]
+
+
+def _capability(device: torch.device) -> int:
+    """That of the recorder where launches are written down, 90 for the interpreter."""
     if _records is not None or device.type != "cuda":
         return _recorded_capability
     return _properties(device)[0]
@@ -96,9 +118,10 @@ def processors(device: torch.device) -> int:
 
 
 @cache
-def _properties(device: torch.device) -> tuple[int, int]:
-    properties = torch.cuda.get_device_properties(device)
-    return 10 * properties.major + properties.minor, properties.multi_processor_count
+def _properties(device: torch.device) -> tuple[int, int, int]:
+    """(compute capability, processors, bytes of shared memory)."""
+    found = torch.cuda.get_device_properties(device)
+    return 10 * found.major + found.minor, found.multi_processor_count, found.shared_memory_per_block_optin
 
 
 def chunk_of(length: int, tiles: int, device: torch.device, least: int = 8) -> int:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.launch import Cost, capability, chunk_of, dot_precision, launch, size
+from fastenh_kernels.shared.launch import LARGE, Cost, chunk_of, dot_precision, launch, shared_memory, size, warpgroups
 
 
 @triton.jit
@@ -212,10 +212,11 @@ def walk(
 def _tiles(used: int, columns: int, x: Tensor) -> tuple[int, int, int, int, int, int, int]:
     """(rows, values, further values, columns, further columns, warps, stages) of a program."""
     k0, k1 = (128, max(16, triton.next_power_of_2(used - 128))) if used > 128 else (_power(used), 0)
+    large = shared_memory(x.device) > LARGE
     if x.element_size() == 4:
-        return 16, k0, k1, 32, 0, 4, 1
-    if capability(x.device) < 90:
-        return 64, k0, k1, 64, 0, 8, 1
+        return 16, k0, k1, 32 if large else 16, 0, 4, 1
+    if not warpgroups(x.device):
+        return 64, k0, k1, 64 if large else 32, 0, 8, 1
     if k1:  # eight warps would share out the two products of a sum in two ways
         return 64, k0, k1, min(64, _power(columns)), 0, 4, 2
     if columns == 192:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.launch import Cost, capability, chunk_of, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.operators import like
 from fastenh_kernels.shared.time_taps import walk
 
@@ -190,7 +190,7 @@ def _blocks(columns: int, x: Tensor) -> tuple[int, int, int, int, int]:
     """(rows, values, columns, further columns, warps) of a program."""
     if x.element_size() == 4:
         return 16, 32, 32, 0, 8
-    if capability(x.device) < 90:
+    if not warpgroups(x.device):
         return 32, 64, min(128, max(16, triton.next_power_of_2(columns))), 0, 8
     if columns == 192:
         return 32, 64, 128, 64, 8

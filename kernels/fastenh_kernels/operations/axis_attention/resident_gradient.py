@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, capability, launch, size
+from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 
 
 class Blocks(NamedTuple):
@@ -41,22 +41,31 @@ _RESIDENT = {  # by the longest sequence
 
 @triton.jit
 def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, SCALE: tl.constexpr,
-          PADDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """A block of rows and a block of keys: their part of dk, dv [N, D] and of dq, transposed: [D, M]."""
+          PADDED: tl.constexpr, ROUNDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """A block of rows and a block of keys: their part of dk, dv [N, D] and of dq, transposed: [D, M].
+
+    ROUNDED: weights and their gradients are multiplied in 16 bit, so that three blocks of rows fit the registers (5
+    spill instructions otherwise); dq is 1.7 times as far off then.
+    """
     b_lse = tl.load(p_row + o_m)
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [N, M]
     # A weight is at most 1; that of a key behind the end (zeros) must be finite, to vanish in dq.
-    b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0)).to(b_do.dtype)
+    b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0))
+    if ROUNDED:
+        b_p = b_p.to(b_do.dtype)
     b_dropped = b_p
     if DROPOUT > 0:
         o = o_m[None, :] * length + o_n[:, None]
-        b_dropped = drop(b_p, seed, o, DROPOUT).to(b_do.dtype)
-    b_dv = tl.dot(b_dropped, b_do, b_dv, input_precision=PRECISION)
-    b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
-    if DROPOUT > 0:
-        b_dp = drop(b_dp, seed, o, DROPOUT)
+        b_dropped = drop(b_p, seed, o, DROPOUT)
+    b_dv = tl.dot(b_dropped.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_delta = tl.load(p_row + PADDED + o_m)
-    b_ds = b_p * (b_dp - b_delta[None, :]).to(b_q.dtype)
+    if DROPOUT > 0:
+        b_dp = drop(tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION), seed, o, DROPOUT) - b_delta[None, :]
+    else:
+        b_dp = tl.dot(b_v, tl.trans(b_do), tl.zeros_like(b_s) - b_delta[None, :], input_precision=PRECISION)
+    if ROUNDED:
+        b_dp = b_dp.to(b_q.dtype)
+    b_ds = (b_p * b_dp).to(b_q.dtype)
     b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
     b_dq = tl.dot(tl.trans(b_k), b_ds, b_dq, input_precision=PRECISION)
     return b_dk, b_dv, b_dq
@@ -133,17 +142,17 @@ def resident_gradient_kernel(
         b_dv = tl.zeros([N, D], tl.float32)
         b_dk, b_dv, b_dq0 = _pair(
             b_q0, b_do0, p_row, seed, tl.arange(0, M0), o_n, length, b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED,
-            DROPOUT, PRECISION,
+            M2 > 0, DROPOUT, PRECISION,
         )  # fmt: skip
         if M1 > 0:
             b_dk, b_dv, b_dq1 = _pair(
                 b_q1, b_do1, p_row, seed, M0 + tl.arange(0, M1), o_n, length, b_k, b_v, b_dk, b_dv, b_dq1,
-                SCALE, PADDED, DROPOUT, PRECISION,
+                SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
         if M2 > 0:
             b_dk, b_dv, b_dq2 = _pair(
                 b_q2, b_do2, p_row, seed, M0 + M1 + tl.arange(0, M2), o_n, length, b_k, b_v, b_dk, b_dv, b_dq2,
-                SCALE, PADDED, DROPOUT, PRECISION,
+                SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
         tl.store(p_grad_qkv + o_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
         tl.store(p_grad_qkv + o_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
@@ -156,7 +165,7 @@ def resident_gradient_kernel(
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
     """How a program takes a whole sequence; None where that needs too many registers."""
-    short = 64 if capability(qkv.device) < 90 or dropout else max(_RESIDENT)
+    short = 64 if not warpgroups(qkv.device) or dropout else max(_RESIDENT)
     if qkv.element_size() == 4 or width > 32 or length > short:
         return None
     return next(sizes for longest, sizes in _RESIDENT.items() if length <= longest)

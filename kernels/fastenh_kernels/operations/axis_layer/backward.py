@@ -29,7 +29,7 @@ from fastenh_kernels.operations.axis_layer.feed_forward_gradient import (
 )
 from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import LARGE, Cost, dot_precision, launch, processors, shared_memory, size
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 from fastenh_kernels.shared.weight_gradient import launch_weight_gradient
@@ -92,7 +92,9 @@ def launch_norm_linear_gradient(
     """(gradient of x, normalised rows of x, (tiles, C) sums)."""
     width = x.shape[3]
     rows = x.numel() // width
-    m, k, warps = (64, width, 8) if x.element_size() == 2 else (16, 32, 8)
+    m, k, warps = (16, 32, 8) if x.element_size() == 4 else (64, width, 8)
+    if shared_memory(x.device) <= LARGE:
+        k = min(k, 64)
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, 2 * processors(x.device))
     normed, grad_x = torch.empty_like(x), torch.empty_like(x)

@@ -15,8 +15,17 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
+
+# Before Triton 3.7 kernels of 128 rows spill (4 or 8 instructions) that read the projection's matrix whole, with 3.7
+# those that read it in halves.
+_BEFORE_3_7 = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
+
+
+def columns_of(width: int) -> int:
+    """Of the projection's matrix at a time."""
+    return min(64, width) if _BEFORE_3_7 else width
 
 
 class Tiles(NamedTuple):
@@ -50,7 +59,7 @@ class Tiles(NamedTuple):
 
 
 def has_descriptors(x: Tensor) -> bool:
-    return x.element_size() == 2 and capability(x.device) >= 90
+    return x.element_size() == 2 and warpgroups(x.device)
 
 
 @triton.jit
@@ -197,7 +206,8 @@ def _tiles(x: Tensor, hidden: int, dropout: float) -> Tiles:
         units = 64
         if width == 64:  # blocks of 64 x 64 of both matrices came out wrong on an H200 (benchmarks/NOTES.md)
             units = 128 if hidden % 128 == 0 else 32
-        return Tiles(32 if dropout else 128, units, width, 8, 2, True)
+        columns = columns_of(width) if x.dtype == torch.float16 else width  # bfloat16 does not spill
+        return Tiles(32 if dropout else 128, units, columns, 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 64, width, 8, 2, False)
     return Tiles(16 if dropout else 32, 32, 32, 8, 1, False)

@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, has_descriptors, load_weights
+from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, columns_of, has_descriptors, load_weights
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 
 
@@ -98,7 +98,7 @@ def feed_forward_gradient_kernel(
         for first in tl.range(0, C, K, num_stages=1):
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_da = tl.dot(b_dx, b_w, input_precision=PRECISION)
-            p_da = p_grad_attended + o_tile + o_m[:, None] * C + (first + o_k)[None, :]
+            p_da = p_grad_attended + o_tile + first + o_m[:, None] * C + o_k[None, :]
             tl.store(p_da, b_da.to(p_grad_attended.dtype.element_ty), mask=m_m)
 
 
@@ -224,7 +224,7 @@ def launch_feed_forward_gradient(
 def _tiles(x: Tensor, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
-        return Tiles(32 if dropout else 128, 64, width, 8, 2, True)
+        return Tiles(32 if dropout else 128, 64, columns_of(width), 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
     return Tiles(16, 32, 32, 8, 1, False)
@@ -239,7 +239,7 @@ def launch_feed_forward_weights(
     if normed.element_size() == 4:
         m, n, warps, stages = 16, 16, 4, 1
     else:
-        n = 128 if hidden % 128 == 0 and capability(normed.device) >= 90 else 64
+        n = 128 if hidden % 128 == 0 and warpgroups(normed.device) else 64
         m, warps, stages = 64, 8, 2
     tiles, blocks = triton.cdiv(rows, m), hidden // n
     parts = max(1, min(tiles, 2 * processors(normed.device) // blocks))

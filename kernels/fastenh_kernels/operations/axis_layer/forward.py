@@ -21,7 +21,16 @@ from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_fe
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import draw_seed
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import (
+    LARGE,
+    Cost,
+    dot_precision,
+    launch,
+    processors,
+    shared_memory,
+    size,
+    warpgroups,
+)
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, needs_gradient, operator
 
@@ -71,7 +80,7 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights) -> Tensor:
     width = x.shape[3]
     rows = x.numel() // width
     out = torch.empty(*x.shape[:3], 3 * width, dtype=x.dtype, device=x.device)
-    m, n, warps = (64, width, 4 if capability(x.device) >= 90 else 8) if x.element_size() == 2 else (32, 16, 4)
+    m, n, warps = _tiles(x)
     parts = width // n
     tiles = triton.cdiv(rows, m)
     programs = min(tiles, 2 * processors(x.device))  # two an SM: one computes while the other loads
@@ -104,6 +113,14 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights) -> Tensor:
         PRECISION=dot_precision(x),
     )
     return out
+
+
+def _tiles(x: Tensor) -> tuple[int, int, int]:
+    """(rows, columns of each of the three matrices, warps) of a program."""
+    if x.element_size() == 4:
+        return 32, 16, 4
+    columns = x.shape[3] if shared_memory(x.device) > LARGE else min(64, x.shape[3])
+    return 64, columns, 4 if warpgroups(x.device) else 8
 
 
 def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:

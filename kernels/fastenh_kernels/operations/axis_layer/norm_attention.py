@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, strides
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 
 _ROWS = 64  # of a block
@@ -101,7 +101,7 @@ def pays(x: Tensor, heads: int, axis: str) -> bool:
     length = x.shape[dimensions(axis)[1]]
     blocks = triton.cdiv(length, _ROWS)
     fits = x.element_size() == 2 and x.shape[3] // heads == 32 and 0 < blocks <= _LONGEST
-    fits = fits and capability(x.device) >= 90  # on sm_80 it spills
+    fits = fits and warpgroups(x.device)  # on sm_80 it spills
     return fits and length >= 0.8 * blocks * _ROWS
 
 

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.mask_head.forward import mask_head
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 from fastenh_kernels.shared.upsampling import band_blocks
 
@@ -157,7 +157,7 @@ def launch_mask_head_backward(
         blocks * groups,
         cost,
         num_warps=4,
-        num_stages=2 if capability(z.device) >= 90 else 1,  # the second spills
+        num_stages=2 if warpgroups(z.device) else 1,  # the second spills
         p_grad=grad_pairs,
         p_z=z.contiguous(),
         p_up=tables.up,
