@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.launch import Cost, capability, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 
 _WIDTH, _HEAD, _HIDDEN = 64, 32, 128  # channels of the layer and of a head, hidden units
@@ -128,7 +128,7 @@ def takes(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> bool:
     length = x.shape[2]
     fits = axis == "frequency" and length >= 16 and _ROWS % length == 0 and x.element_size() == 2
     shape = x.shape[3], x.shape[3] // heads, weights.up_weight.shape[0]
-    return fits and capability(x.device) >= 90 and shape == (_WIDTH, _HEAD, _HIDDEN)
+    return fits and warpgroups(x.device) and shape == (_WIDTH, _HEAD, _HIDDEN)
 
 
 def launch_narrow(x: Tensor, weights: AxisLayerWeights, heads: int) -> Tensor:
