@@ -32,8 +32,8 @@ def read(path):
 
 WHOLE = [
     ("a.wav", "PCM_16"), ("a.wav", "PCM_24"), ("a.wav", "IMA_ADPCM"), ("a.flac", "PCM_16"), ("a.ogg", "VORBIS"),
-    ("a.opus", "OPUS"), ("a.mp3", None), ("a.aiff", "PCM_16"), ("a.au", "PCM_16"), ("a.au", "ULAW"), ("a.caf", "PCM_16"),
-    ("a.w64", "PCM_16"), ("a.rf64", "FLOAT"),
+    ("a.opus", "OPUS"), ("a.mp3", None), ("a.aiff", "PCM_16"), ("a.au", "PCM_16"), ("a.au", "ULAW"),
+    ("a.caf", "PCM_16"), ("a.w64", "PCM_16"), ("a.rf64", "FLOAT"),
 ]  # fmt: skip
 
 

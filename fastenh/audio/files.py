@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,10 @@ from fastenh.audio.resampling import resample
 from fastenh.errors import ProcessingError
 
 _CONTAINERS = "wav wave rf64 w64 flac ogg oga opus mp3 aif aiff aifc au snd caf"
+_UNREAD = "m4a m4b mp4 m4v mov webm weba mkv mka avi wma wmv aac ac3 dts amr 3gp ape wv tta mpc spx dsf dff ra rm flv"
 SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
+UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split())  # sound, too, of kinds that libsndfile lacks
+UNREAD_ADVICE = "nothing here reads them yet; ffmpeg -i NAME.m4a NAME.flac converts one"
 SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds such a file is passed over
 MAX_CHANNELS = 64
 _RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
@@ -28,7 +32,7 @@ _RIFF_BYTES = 2**32 - 2**20  # what WAV counts in 32 bits, less room for its hea
 _BLOCK = 1 << 16  # frames
 _SYSTEM_ERROR = 2  # libsndfile's number for what the operating system refused
 _IN_BLOCKS = ("ADPCM", "GSM610", "G721", "G723")
-_DISK_FULL = "the disk is full"
+DISK_FULL = "the disk is full"
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
 _WIDE = dict.fromkeys(("PCM_32", "FLOAT", "DOUBLE"), ("PCM_32", "PCM_24"))  # for containers without them
 _BY_ENDING = {
@@ -54,10 +58,13 @@ class Encoding:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def list_audio(folder: Path, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
+def list_audio(
+    folder: Path, on_error: Callable[[OSError], None] | None = None, passed: Counter[str] | None = None
+) -> list[Path]:
     """The sound files below a folder, sorted; hidden files and folders, and those with a ``.nomedia``, left out.
 
-    Links to folders are not followed; ``on_error`` is told of folders that cannot be looked into.
+    Links to folders are not followed; ``on_error`` is told of folders that cannot be looked into, and ``passed`` counts
+    by ending (".m4a") the files that hold sound and are passed over, since nothing here reads them.
     """
     found: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=on_error):
@@ -65,6 +72,9 @@ def list_audio(folder: Path, on_error: Callable[[OSError], None] | None = None) 
             folders.clear()
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
+        if passed is not None:
+            seen = (Path(name).suffix.lower() for name in names if not name.startswith("."))
+            passed.update(ending for ending in seen if ending in UNREAD_SUFFIXES)
         paths = (Path(root, name) for name in names if is_audio_name(name))
         found += [path for path in paths if not _is_special(path)]
     return sorted(found)
@@ -287,7 +297,7 @@ def _obstacle(path: Path) -> str:
         with path.open("ab") as file:
             file.write(bytes(1 << 16))
     except OSError as error:
-        return _DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror)
+        return DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror)
     return ""
 
 

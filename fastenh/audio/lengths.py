@@ -6,17 +6,8 @@ from pathlib import Path
 
 import soundfile
 
-WIDTHS = {
-    "PCM_S8": 1,
-    "PCM_U8": 1,
-    "ULAW": 1,
-    "ALAW": 1,
-    "PCM_16": 2,
-    "PCM_24": 3,
-    "PCM_32": 4,
-    "FLOAT": 4,
-    "DOUBLE": 8,
-}
+WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4}  # bytes
+WIDTHS |= {"FLOAT": 4, "DOUBLE": 8}
 _PLAIN = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "SVX", "NIST", "VOC")  # a sample after the other
 _HEADER_BYTES = 1 << 14  # more than this is no header, even with tags in it
 _LOG = ("(should be", "does not match", "wasn't closed properly")  # libsndfile's words in its log
