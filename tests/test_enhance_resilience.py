@@ -125,7 +125,7 @@ def test_a_disk_that_cannot_be_written(tmp_path, small_disk, run):
 def test_a_folder_without_the_right_to_write(tmp_path, half, monkeypatch):
     """Root may write everywhere, so that the error comes from a double of what makes the temporary file."""
 
-    def refused(dir, **_):  # noqa: A002 (its name in tempfile)
+    def refused(dir, **_):
         raise PermissionError(13, "Permission denied", f"{dir}/.fastenh-part-x.wav")
 
     monkeypatch.setattr("tempfile.mkstemp", refused)

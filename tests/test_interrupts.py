@@ -1,7 +1,6 @@
 """Ctrl-C, SIGTERM, and several processes on one output folder. The model is slow, so that there is a middle."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,14 @@ from fastenh.enhance.enhancer import Enhancer
 run = Enhancer.run
 Enhancer.run = lambda self, windows: (time.sleep({window}), run(self, windows))[1]
 main(prog_name="fastenh")
+"""
+HOLD = """
+import sys, time
+from pathlib import Path
+from fastenh.enhance.manifest import Manifest
+with Manifest(Path(sys.argv[1]), {}).claim(Path(sys.argv[2])) as mine:
+    print(mine, flush=True)
+    time.sleep(60)
 """
 
 
@@ -54,13 +61,13 @@ def start(folder, tmp_path, tiny_checkpoint):
 
 
 def until_it_writes(out, job):
-    while not (out.exists() and any(name.startswith(".fastenh-part-") for name in os.listdir(out))):
+    while not (out.exists() and list(out.glob(".fastenh-part-*"))):
         assert job.poll() is None, job.communicate()
         time.sleep(0.005)
 
 
 def left(out):
-    return sorted(name for name in os.listdir(out) if name != manifest.NAME)
+    return sorted(path.name for path in out.iterdir() if path.name != manifest.NAME)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -129,13 +136,8 @@ def test_processes_do_not_repeat_what_settings_made_stale(start, folder, tmp_pat
 
 def test_a_claim_is_of_one_process_at_a_time_and_ends_with_it(tmp_path):
     target = tmp_path / "a.wav"
-    hold = "import sys, time; from pathlib import Path; from fastenh.enhance.manifest import Manifest\n"
-    hold += (
-        "with Manifest(Path(sys.argv[1]), {}).claim(Path(sys.argv[2])) as mine: print(mine, flush=True); time.sleep(60)"
-    )
-    other = subprocess.Popen(
-        [sys.executable, "-c", hold, str(tmp_path), str(target)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", HOLD, str(tmp_path), str(target)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "True\n"
     ours = manifest.Manifest(tmp_path, {})
     with ours.claim(target) as mine, ours.claim(Path(tmp_path, "b.wav")) as free:

@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from fastenh.audio.files import list_audio, read_mono
 from fastenh.cli.errors import one_line
+from fastenh.cli.terminal import Terminal
 from fastenh.data.pairs import Pair, PairError, match_pairs
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.evaluate import metrics
@@ -45,10 +46,7 @@ def command(
 
     PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and differences to noisy.
     """
-    console, errors = (
-        Console(highlight=False, soft_wrap=False),
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
-    )
+    console, errors = Console(highlight=False, soft_wrap=False), Terminal()
     with one_line():
         pairs = match_pairs(noisy, clean)
         systems: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}

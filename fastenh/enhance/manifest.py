@@ -117,7 +117,7 @@ class Manifest:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 if path.is_symlink():
                     path.unlink()
-                self._file = open(path, "a+b", buffering=0, opener=_open_no_link)  # noqa: PTH123, SIM115 (closed by close)
+                self._file = open(path, "a+b", buffering=0, opener=_open_no_link)  # noqa: SIM115 (in close)
             return self._file
 
     def _refresh(self, file: BinaryIO) -> None:
