@@ -27,7 +27,7 @@ UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split())  # sound, to
 UNREAD_ADVICE = "nothing here reads them yet; ffmpeg -i NAME.m4a NAME.flac converts one"
 SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds such a file is passed over
 MAX_CHANNELS = 64
-_RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
+RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
 _RIFF_BYTES = 2**32 - 2**20  # what WAV counts in 32 bits, less room for its header
 _BLOCK = 1 << 16  # frames
 _SYSTEM_ERROR = 2  # libsndfile's number for what the operating system refused
@@ -145,7 +145,7 @@ def reading(path: Path) -> Iterator[Reader]:
     with file:
         if file.channels > MAX_CHANNELS:
             raise AudioError(f"{path}: {file.channels} channels in the header, more than {MAX_CHANNELS}: not plausible")
-        if not _RATES[0] <= file.samplerate <= _RATES[1]:
+        if not RATES[0] <= file.samplerate <= RATES[1]:
             raise AudioError(f"{path}: {file.samplerate} Hz in the header: not plausible")
         with _readable(path):
             reader = Reader(path, file)
