@@ -49,9 +49,10 @@ def test_torch_in_torch_out(tiny_model):
     assert enhanced.shape == signal.shape
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16, torch.int32]
-)
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16, torch.int32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_the_dtype_comes_back_and_says_what_full_scale_is(dtype):
     signal = torch.from_numpy(voice(9000) + noise(9000))
     scale = 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max) + 1
@@ -220,13 +221,9 @@ def test_wrong_input(tiny_model):
     for rate in (0, -16_000, 1, 16, 1e9, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="sample_rate"):
             enhancer(np.zeros(10, np.float32), rate)
-    for samples in (
-        np.zeros(10, complex),
-        torch.zeros(10, dtype=torch.cfloat),
-        np.zeros(10, np.uint8),
-        np.zeros(9, bool),
-    ):
-        with pytest.raises(ValueError, match="samples are floating point in -1..1, int16 or int32, not"):
+    kinds = (np.zeros(9, complex), torch.zeros(9, dtype=torch.cfloat), np.zeros(9, np.uint8), np.zeros(9, bool))
+    for samples in kinds:
+        with pytest.raises(ValueError, match="samples are floating point"):
             enhancer(samples, 16_000)
     with pytest.raises(ValueError, match=r"2 channels, not \(500, 2\): transpose"):
         list(enhancer.stream([np.zeros((500, 2), np.float32)], channels=2))

@@ -48,7 +48,10 @@ def pack(sources: tuple[Path, ...], path: Path) -> None:
     if path.suffix != PACK_SUFFIX:
         raise click.UsageError(f"-o: a pack ends in {PACK_SUFFIX}, unlike {path.name}")
     with one_line():
-        corpus = Corpus.load(list(sources), SAMPLE_RATE)
+        warnings: list[str] = []
+        corpus = Corpus.load(list(sources), SAMPLE_RATE, warnings)
+        for warning in warnings:
+            click.echo(f"warning: {printable(warning)}", err=True)
         corpus.save(path)
         began = time.perf_counter()
         Corpus.load([path], SAMPLE_RATE)

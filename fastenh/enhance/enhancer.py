@@ -89,11 +89,11 @@ class Enhancer:
     def __call__(self, waveform: Waveform, sample_rate: int, atten_lim_db: float | None = None) -> Waveform:
         """(L,) or (C, L) at ``sample_rate`` in Hz -> the same shape, rate, level, kind (NumPy or torch) and dtype.
 
-        Floating-point samples are in -1..1; int16 and int32 have their own full scale, and are rounded and clipped to it
-        again. NaN and infinite samples count as silence. The model works at 16 kHz: what lies above 8 kHz is taken out with
-        the noise. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more than that.
-        Raises ``ValueError`` for other shapes, dtypes and rates, and ``EnhancementError`` for a model that gives non-finite samples,
-        or silence for sound where no ``atten_lim_db`` keeps some of it.
+        Floating-point samples are in -1..1; int16 and int32 have their own full scale, and are rounded and clipped to
+        it again. NaN and infinite samples count as silence. The model works at 16 kHz: what lies above 8 kHz is taken
+        out with the noise. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more than
+        that. Raises ``ValueError`` for other shapes, dtypes and rates, and ``EnhancementError`` for a model that gives
+        non-finite samples, or silence for sound where no ``atten_lim_db`` keeps some of it.
         """
         if isinstance(waveform, Tensor):
             plain = waveform.detach().cpu()
@@ -115,10 +115,11 @@ class Enhancer:
         atten_lim_db: float | None = None,
         engine: Inline | Pool | None = None,
     ) -> Iterator[np.ndarray]:
-        """Enhances a recording that comes in blocks (channels, n), or (n,) for one channel, of any dtype of ``__call__``.
+        """Enhances a recording that comes in blocks (channels, n), or (n,) for one channel, of the dtypes of a call.
 
-        Yields float32 blocks (channels, m), in all as many samples. Holds no more than a few batches of windows, however long the recording. ``engine``: who runs the model, for
-        several recordings at once; this thread unless given. Otherwise as ``__call__``.
+        Yields float32 blocks (channels, m), in all as many samples. Holds no more than a few batches of windows,
+        however long the recording. ``engine``: who runs the model, for several recordings at once; this thread unless
+        given. Otherwise as ``__call__``.
         """
         _check_rate(sample_rate)
         blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
