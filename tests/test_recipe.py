@@ -52,7 +52,7 @@ def test_settings():
         ("optimiser.kind=sgd", r"optimiser\.kind: must be 'adam', 'adamw' or 'muon', not 'sgd'"),
         ("optimiser.betas=[0.9]", r"optimiser\.betas\.1: Field required"),
         ("optimiser.betas=[0.9, 1]", r"optimiser\.betas\.1: must be less than 1, not 1"),
-        ("optimiser.learning_rate=-1", r"optimiser\.learning_rate: must be greater than 0, not -1"),
+        ("optimiser.learning_rate=-1", r"optimiser\.learning_rate: must be greater than or equal to 0, not -1"),
         ("optimiser.learning_rate=nan", r"optimiser\.learning_rate: must be a finite number, not nan"),
         ("mixing.snr_db=[0, 'x']", r"mixing\.snr_db\.1: must be a valid number, not 'x'"),
         ("mixing.snr_db=[20, -5]", r"mixing\.snr_db: must be a range, the smaller number first, not \[20, -5\]"),

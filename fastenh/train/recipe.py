@@ -21,7 +21,6 @@ from fastenh.errors import UsageError
 from fastenh.models.registry import ModelError, entry
 from fastenh.train.losses import LossConfig
 
-
 Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]  # attention over more fills the memory
 _DEEP = "brackets within brackets, more than can be read"
 
@@ -50,7 +49,7 @@ class OptimiserConfig:
     """muon: the weights of linear maps by Muon, everything else by AdamW, at one learning rate and weight decay."""
 
     kind: Literal["adam", "adamw", "muon"] = "adamw"
-    learning_rate: Fraction = 1.5e-3
+    learning_rate: Probability = 1.5e-3
     weight_decay: Probability = 0.01
     betas: tuple[Decay, Decay] = (0.9, 0.98)
     clip: Positive = 5.0  # largest norm of the gradient
