@@ -414,7 +414,7 @@ def test_a_model_that_breaks_is_a_failed_file_and_the_others_go_on(tmp_path):
                 raise RuntimeError("no\nmore")
             return waveform * 0.5
 
-    soundfile.write(tmp_path / "loud.wav", np.full(9000, 0.95), 16_000)
+    soundfile.write(tmp_path / "loud.wav", np.tile([0.95, -0.95], 4500), 16_000)
     wav(tmp_path / "soft.wav")
     tasks = [layout.Task(tmp_path / name, tmp_path / "out" / name) for name in ("loud.wav", "soft.wav")]
     loud, soft = sorted(job.run(tasks, Enhancer(Picky(), "cpu")), key=lambda result: result.source)

@@ -67,9 +67,9 @@ def test_the_dtype_comes_back_and_says_what_full_scale_is(dtype):
 
 
 def test_integers_are_clipped_and_do_not_wrap():
-    loud = np.array([32767, -32768, 20_000, 1] * 1000, np.int16)
+    loud = np.array([32767, -32768, 20_000, -20_000, 1, -1] * 1000, np.int16)
     enhanced = short_spans(Gain(2.0))(loud, 16_000)
-    np.testing.assert_array_equal(enhanced[:4], [32767, -32768, 32767, 2])
+    np.testing.assert_array_equal(enhanced[:6], [32767, -32768, 32767, -32768, 2, -2])
 
 
 def test_a_block_of_one_dimension_is_one_channel(tiny_model):

@@ -19,9 +19,10 @@ from fastenh.audio.files import MAX_CHANNELS, RATES
 from fastenh.audio.levels import from_float, to_float
 from fastenh.audio.resampling import Resampler
 from fastenh.devices import pick_device, pick_dtype
-from fastenh.enhance.blend import Blend
+from fastenh.enhance.blend import Blend, silenced
 from fastenh.enhance.engine import Inline, Pool
 from fastenh.enhance.graphs import GraphedModel
+from fastenh.enhance.offset import Offset
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
 from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
@@ -90,7 +91,7 @@ class Enhancer:
         """(L,) or (C, L) at ``sample_rate`` in Hz -> the same shape, rate, level, kind (NumPy or torch) and dtype.
 
         Floating-point samples are in -1..1; int16 and int32 have their own full scale, and are rounded and clipped to
-        it again. NaN and infinite samples count as silence. The model works at 16 kHz: what lies above 8 kHz is taken
+        it again. NaN and infinite samples count as silence. A DC offset is taken out. The model works at 16 kHz: what lies above 8 kHz is taken
         out with the noise. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more than
         that. Raises ``ValueError`` for other shapes, dtypes and rates, and ``EnhancementError`` for a model that gives
         non-finite samples, or silence for sound where no ``atten_lim_db`` keeps some of it.
@@ -114,24 +115,26 @@ class Enhancer:
         sample_rate: int = SAMPLE_RATE,
         atten_lim_db: float | None = None,
         engine: Inline | Pool | None = None,
+        remarks: list[str] | None = None,
     ) -> Iterator[np.ndarray]:
         """Enhances a recording that comes in blocks (channels, n), or (n,) for one channel, of the dtypes of a call.
 
         Yields float32 blocks (channels, m), in all as many samples. Holds no more than a few batches of windows,
         however long the recording. ``engine``: who runs the model, for several recordings at once; this thread unless
-        given. Otherwise as ``__call__``.
+        given. ``remarks``: what was done besides, in words, is added to it at the end. Otherwise as ``__call__``.
         """
         _check_rate(sample_rate)
         blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
         down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
+        offset = Offset(channels, sample_rate)
         nothing = np.zeros((channels, 0), np.float32)
         values, heard, kept = 0, 0.0, 0.0  # what the model gets and gives: samples and energies
 
         def at_16_khz() -> Iterator[np.ndarray]:
             nonlocal values, heard
-            taken = (blend.take(_as_block(block, channels)) for block in blocks)
-            for block, last in itertools.chain(((block, False) for block in taken), [(nothing, True)]):
-                low = down.feed(block, last)
+            given = (silenced(_as_block(block, channels)) for block in blocks)
+            for block, last in itertools.chain(((block, False) for block in given), [(nothing, True)]):
+                low = down.feed(blend.take(offset.feed(block, last)), last)
                 values, heard = values + low.size, heard + _energy(low)
                 yield low
 
@@ -140,6 +143,8 @@ class Enhancer:
             yield blend.give(up.feed(enhanced))
         if not blend.share and heard > _AUDIBLE * values and kept < _LOST * heard:
             raise EnhancementError("the model made silence of it; its weights may be damaged")
+        if remarks is not None and offset.largest:
+            remarks.append(f"a DC offset of {offset.largest:.2g} of full scale was removed")
         yield blend.give(up.feed(nothing, last=True), last=True)
 
     def _windows(self, blocks: Iterable[np.ndarray], channels: int, engine: Inline | Pool) -> Iterator[np.ndarray]:

@@ -225,17 +225,17 @@ class _Work:
 
     def _enhance(self, task: Task, reader: Reader) -> Result:
         """In blocks from file to file: a recording of any length takes the same memory."""
-        given, before = Tally(), reader.encoding
+        given, before, remarks = Tally(), reader.encoding, list[str]()
         encoding = files.converted(before, task.source, task.target)
         task.target.parent.mkdir(parents=True, exist_ok=True)
         with files.writing(task.target, encoding, reader.frames) as writer:
             noisy = self._watched(reader, given, _size(task.source))
             for block in self.enhancer.stream(
-                noisy, before.channels, before.sample_rate, self.options.atten_lim_db, self.engine
+                noisy, before.channels, before.sample_rate, self.options.atten_lim_db, self.engine, remarks
             ):
                 writer.write(block)
         warnings = [f"{given.invalid} NaN or infinite samples taken as silence"] if given.invalid else []
-        warnings += reader.warnings + writer.warnings
+        warnings += remarks + reader.warnings + writer.warnings
         return Result(task.source, task.target, "enhanced", given.frames / before.sample_rate, warnings=warnings)
 
     def _watched(self, reader: Reader, given: Tally, size: int) -> Iterator[np.ndarray]:
