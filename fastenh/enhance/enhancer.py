@@ -91,10 +91,10 @@ class Enhancer:
         """(L,) or (C, L) at ``sample_rate`` in Hz -> the same shape, rate, level, kind (NumPy or torch) and dtype.
 
         Floating-point samples are in -1..1; int16 and int32 have their own full scale, and are rounded and clipped to
-        it again. NaN and infinite samples count as silence. A DC offset is taken out. The model works at 16 kHz: what lies above 8 kHz is taken
-        out with the noise. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more than
-        that. Raises ``ValueError`` for other shapes, dtypes and rates, and ``EnhancementError`` for a model that gives
-        non-finite samples, or silence for sound where no ``atten_lim_db`` keeps some of it.
+        it again. NaN and infinite samples count as silence. A DC offset is taken out, and so is what lies above 8 kHz:
+        the model works at 16 kHz. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more
+        than that. Raises ``ValueError`` for other shapes, dtypes and rates, and ``EnhancementError`` for a model that
+        gives non-finite samples, or silence for sound where no ``atten_lim_db`` keeps some of it.
         """
         if isinstance(waveform, Tensor):
             plain = waveform.detach().cpu()
