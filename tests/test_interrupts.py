@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from conftest import voice
@@ -86,6 +87,19 @@ def test_one_signal_stops_with_the_window_at_hand(start, tmp_path, number):
     done = len(left(out))
     assert 0 < done < FILES
     assert json.loads(report.read_text())["summary"]["enhanced"] == done
+
+
+def test_one_signal_does_not_wait_for_the_windows_of_all_channels(start, tmp_path):
+    soundfile.write(tmp_path / "in" / "many.wav", np.stack([voice(160_000)] * 16, 1), 16_000)
+    job, out = start(window=0.4, source=tmp_path / "in" / "many.wav"), tmp_path / "out"
+    until_it_writes(out, job)
+    time.sleep(1)
+    job.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, said = job.communicate(timeout=30)
+    assert time.monotonic() - began < 2.4
+    assert "stopped with 1 files left" in said
+    assert left(out) == []
 
 
 @pytest.mark.parametrize("wait", [0, 0.5])
