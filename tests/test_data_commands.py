@@ -11,7 +11,7 @@ import soundfile
 from click.testing import CliRunner
 from conftest import noise, voice
 
-from fastenh.audio.files import list_audio
+from fastenh.audio.listing import list_audio
 from fastenh.cli import main
 
 

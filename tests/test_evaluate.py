@@ -9,7 +9,8 @@ import soundfile
 from click.testing import CliRunner
 from conftest import SAMPLES, noise, voice
 
-from fastenh.audio.files import list_audio, read_mono
+from fastenh.audio.files import read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.cli import main
 from fastenh.data.pairs import load_pair
 from fastenh.evaluate import comparison, metrics

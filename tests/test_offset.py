@@ -7,7 +7,8 @@ from conftest import SAMPLES, noise, voice
 from torch import nn
 
 from fastenh import Enhancer
-from fastenh.audio.files import list_audio, read
+from fastenh.audio.files import read
+from fastenh.audio.listing import list_audio
 from fastenh.enhance import job, layout
 from fastenh.enhance.offset import Offset
 from fastenh.evaluate.metrics import si_sdr

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from fastenh.audio.files import FORMATS, UNREAD_ADVICE
+from fastenh.audio.files import FORMATS
+from fastenh.audio.listing import UNREAD_ADVICE
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
 from fastenh.cli.progress import progress

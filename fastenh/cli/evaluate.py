@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastenh import __version__
-from fastenh.audio.files import list_audio, read_mono
+from fastenh.audio.files import read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.cli.errors import one_line
 from fastenh.cli.terminal import Terminal
 from fastenh.data.pairs import Pair, PairError, match_pairs

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from fastenh.audio.files import is_audio_name
+from fastenh.audio.listing import is_audio_name
 from fastenh.errors import ProcessingError
 
 _CHUNK = 1 << 20

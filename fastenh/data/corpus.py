@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastenh.atomic import replacing
-from fastenh.audio.files import AudioError, list_audio, read_mono
+from fastenh.audio.files import AudioError, read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.data.broken import left_out
 
 PACK_SUFFIX = ".safetensors"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastenh.audio.files import AudioError, count_frames, list_audio, read_mono
+from fastenh.audio.files import AudioError, count_frames, read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.data.broken import left_out
 from fastenh.errors import ProcessingError
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastenh.audio import files
+from fastenh.audio import listing
 from fastenh.errors import UsageError
 
 DEFAULT_SUFFIX = "-enhanced"
@@ -67,8 +67,8 @@ def lay_out(inputs: Sequence[Path], names: Names) -> Layout:
             layout.tasks += _folder_tasks(path, _folder_target(path, names, several), names, layout)
         elif not path.is_file():
             layout.bad.append((path, f"{path}: no such file or folder"))
-        elif path.suffix.lower() in files.UNREAD_SUFFIXES:
-            layout.bad.append((path, f"{path}: {files.UNREAD_ADVICE}"))
+        elif path.suffix.lower() in listing.UNREAD_SUFFIXES:
+            layout.bad.append((path, f"{path}: {listing.UNREAD_ADVICE}"))
         else:
             target = _file_target(path, names, several)
             layout.tasks.append(Task(path, target, names.output if names.output in target.parents else None))
@@ -89,7 +89,7 @@ def _folder_tasks(folder: Path, target: Path, names: Names, layout: Layout) -> l
     def unreadable(error: OSError) -> None:
         layout.bad.append((Path(error.filename), f"{error.filename}: cannot be looked into ({error.strerror})"))
 
-    sources = files.list_audio(folder, unreadable, layout.passed)
+    sources = listing.list_audio(folder, unreadable, layout.passed)
     inside = _real(target)
     if inside != _real(folder):  # what an earlier run put there is no input
         sources = [path for path in sources if inside not in _real(path).parents]
@@ -102,7 +102,7 @@ def _file_target(path: Path, names: Names, several: bool) -> Path:
     output, ending = names.output, names.ending or path.suffix
     if output is None:
         return names.rename(path, names.suffix or DEFAULT_SUFFIX)
-    if not several and not output.is_dir() and files.is_audio_name(output.name):
+    if not several and not output.is_dir() and listing.is_audio_name(output.name):
         if output.suffix.lower() != ending.lower():
             raise JobError(f"{output}: the name must end in {ending}; --format {output.suffix[1:]} makes another one")
         return output
