@@ -221,6 +221,8 @@ def test_wrong_input(tiny_model):
     for rate in (0, -16_000, 1, 16, 1e9, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="sample_rate"):
             enhancer(np.zeros(10, np.float32), rate)
+    with pytest.raises(ValueError, match="atten_lim_db"):
+        enhancer(np.zeros(10, np.float32), 16_000, float("nan"))
     kinds = (np.zeros(9, complex), torch.zeros(9, dtype=torch.cfloat), np.zeros(9, np.uint8), np.zeros(9, bool))
     for samples in kinds:
         with pytest.raises(ValueError, match="samples are floating point"):

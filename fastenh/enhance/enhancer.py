@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -124,6 +125,8 @@ class Enhancer:
         given. ``remarks``: what was done besides, in words, is added to it at the end. Otherwise as ``__call__``.
         """
         _check_rate(sample_rate)
+        if atten_lim_db is not None and math.isnan(atten_lim_db):
+            raise ValueError("atten_lim_db is not a number")
         blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
         down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
         offset = Offset(channels, sample_rate)
