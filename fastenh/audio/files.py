@@ -110,16 +110,19 @@ def reading(path: Path) -> Iterator[Reader]:
         yield reader
 
 
-def read(path: Path) -> tuple[np.ndarray, Encoding]:
-    """(samples float32 (C, L), encoding). Raises ``AudioError``."""
+def read(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarray, Encoding]:
+    """(samples float32 (C, L), encoding); ``warnings`` gets those of the file. Raises ``AudioError``."""
     with reading(path) as reader:
         empty = np.zeros((reader.encoding.channels, 0), np.float32)
-        return np.concatenate([empty, *reader.blocks()], axis=1), reader.encoding
+        samples = np.concatenate([empty, *reader.blocks()], axis=1)
+    if warnings is not None:
+        warnings += [f"{path}: {warning}" for warning in reader.warnings]
+    return samples, reader.encoding
 
 
-def read_mono(path: Path, sample_rate: int) -> np.ndarray:
-    """float32 (L,) at ``sample_rate``: the mean of the channels. Raises ``AudioError``."""
-    samples, encoding = read(path)
+def read_mono(path: Path, sample_rate: int, warnings: list[str] | None = None) -> np.ndarray:
+    """float32 (L,) at ``sample_rate``: the mean of the channels. Otherwise as ``read``."""
+    samples, encoding = read(path, warnings)
     return resample(samples.mean(axis=0, keepdims=True), encoding.sample_rate, sample_rate)[0]
 
 

@@ -42,17 +42,18 @@ class Corpus:
     def load(cls, sources: Sequence[Path], sample_rate: int, warnings: list[str] | None = None) -> Corpus:
         """Folders are decoded; packed corpora are mapped, so that what is not touched stays on the disk.
 
-        A file that cannot be read is left out and named in ``warnings``. Raises ``AudioError`` where there are more
-        than a few of them (``broken.py``), and where there is no recording.
+        ``warnings`` names files that were cut, and those that cannot be read, which are left out. Raises
+        ``AudioError`` where there are more than a few of these (``broken.py``), and where there is no recording.
         """
         parts = [_unpack(path, sample_rate) for path in sources if path.suffix == PACK_SUFFIX]
         files = [file for path in sources if path.suffix != PACK_SUFFIX for file in list_audio(path)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = list(pool.map(lambda file: _decode(file, sample_rate), files))
+            remarks: list[str] = []
+            decoded = list(pool.map(lambda file: _decode(file, sample_rate, remarks), files))
         errors = [str(item) for item in decoded if isinstance(item, AudioError)]
         found = left_out(errors, len(files))
         if warnings is not None:
-            warnings += found
+            warnings += found + sorted(remarks)
         recordings = [item for item in decoded if isinstance(item, np.ndarray) and item.size]
         parts += [cls.of(recordings, sample_rate)] if recordings else []
         if not parts:
@@ -116,9 +117,9 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(samples, -1.0, 32767 / 32768) * 32768.0).astype(np.int16)
 
 
-def _decode(path: Path, sample_rate: int) -> np.ndarray | AudioError:
+def _decode(path: Path, sample_rate: int, warnings: list[str]) -> np.ndarray | AudioError:
     try:
-        return to_int16(read_mono(path, sample_rate))
+        return to_int16(read_mono(path, sample_rate, warnings))
     except AudioError as error:
         return error
 
