@@ -170,3 +170,12 @@ def test_average(tmp_path):
     assert [part["training"]["seed"] for part in found.training["average_of"]] == [0, 1, 2]
     output = call("average", files[0], "dpt", "-o", tmp_path / "no.safetensors", code=1)
     assert "not of the model and configuration" in output
+
+
+def test_names_are_shown_in_plain_characters(tmp_path):
+    odd = tmp_path / "\x1b[31mred\n.safetensors"
+    checkpoint.save(odd, "crn", MODELS["crn"].config(), build("crn"), {}, half=True)
+    output = call("info", odd)
+    assert "\x1b" not in output
+    assert "\\x1b[31mred\\n.safetensors:\n" in output
+    assert "\x1b" not in call("info", odd.with_name("\x1bgone"), code=1)

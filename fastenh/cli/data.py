@@ -57,4 +57,4 @@ def pack(sources: tuple[Path, ...], path: Path) -> None:
         Corpus.load([path], SAMPLE_RATE)
         seconds = time.perf_counter() - began
         size = f"{corpus.seconds / 3600:.2f} hours, {path.stat().st_size / 1e6:,.1f} MB"
-        click.echo(f"{path}: {len(corpus):,} recordings, {size}, opened again in {seconds:.3f} s")
+        click.echo(f"{printable(str(path))}: {len(corpus):,} recordings, {size}, opened again in {seconds:.3f} s")
