@@ -60,7 +60,8 @@ class Manifest:
         """False where another process is at work on ``target``; else it is ours until the context ends.
 
         The claim is a lock of the system on a byte of the manifest that stands for the target (beyond its end), so it
-        ends with its process, however that ends. Raises ``OSError`` where the folder cannot be written.
+        ends with its process, however that ends. It keeps out other processes alone: within one, each target is to be
+        claimed once at a time. Raises ``OSError`` where the folder cannot be written.
         """
         file = self._opened()
         place = int.from_bytes(hashlib.sha256(os.fsencode(self._key(target))).digest()[:7], "big") + (1 << 60)
