@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from fastenh import Enhancer
-from fastenh.audio.files import list_audio, read_mono
+from fastenh.audio.files import read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.evaluate.metrics import DIGITS, METRICS, score
 from fastenh.models import checkpoint
 

@@ -16,10 +16,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_creating = threading.RLock()  # a signal may call abandon() in the thread that holds it
+_unfinished: set[Path] = set()
 _PREFIX, _LOCKED_PREFIX = ".fastenh-new-", ".fastenh-part-"
 
 
@@ -30,15 +33,18 @@ def replacing(path: Path, mode: int | None = None, prefix: str = _PREFIX) -> Ite
     Its name begins with ``prefix`` and has the suffix of ``path``, whose folder must exist. mode: the permissions of
     the file; unless given, those that the umask leaves, as for any new file. Raises ``OSError``.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+    with _creating:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        temporary = Path(name)
+        _unfinished.add(temporary)
     os.close(handle)  # Windows replaces no open file
-    temporary = Path(name)
     try:
         yield temporary
         temporary.chmod(0o666 & ~_UMASK if mode is None else mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
 
 
 @contextmanager
@@ -51,6 +57,14 @@ def replacing_locked(path: Path) -> Iterator[Path]:
         with suppress(OSError):  # a file system without locks
             _lock(file.fileno())
         yield temporary
+
+
+def abandon() -> None:
+    """Remove the temporary files of this process, which must end at once: whoever begins a new one waits for ever."""
+    _creating.acquire()
+    for path in list(_unfinished):
+        with suppress(OSError):
+            path.unlink()
 
 
 def remove_abandoned(folder: Path) -> None:

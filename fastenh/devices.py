@@ -14,9 +14,14 @@ class DeviceError(UsageError, ValueError):
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises ``DeviceError`` for a device that is not here."""
+    """``auto`` is CUDA where there is one, else MPS (an Apple GPU, on which nothing has been tried yet), else the CPU.
+
+    Raises ``DeviceError`` for a device that is not here.
+    """
     if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         picked = torch.device(device)
         torch.empty(0, device=picked)

@@ -7,6 +7,14 @@ codes (``cli/errors.py``). An error of neither kind is a fault of the program, a
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """``text`` as a terminal may show it: escape sequences, line breaks and bytes that are no UTF-8 as ``\\x1b``.
+
+    Names of files can hold all of these.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class UsageError(Exception):
     """What was asked for cannot be done: an option, an argument or a recipe is wrong."""
 

@@ -7,6 +7,7 @@ from conftest import noise, voice
 
 from fastenh.audio import files
 from fastenh.audio.files import AudioError
+from fastenh.audio.listing import list_audio
 from fastenh.audio.resampling import resample
 
 FORMATS = [
@@ -109,9 +110,9 @@ def test_listing(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "loop").symlink_to(tmp_path)
-    listed = [path.relative_to(tmp_path).as_posix() for path in files.list_audio(tmp_path)]
+    listed = [path.relative_to(tmp_path).as_posix() for path in list_audio(tmp_path)]
     assert listed == ["A.FLAC", "b.wav", "deep/er/c.mp3"]
-    assert [p.name for p in files.list_audio(tmp_path / "out")] == ["d.wav"]  # asked for by name
+    assert [p.name for p in list_audio(tmp_path / "out")] == ["d.wav"]  # asked for by name
 
 
 def test_resampling_keeps_time_and_level():

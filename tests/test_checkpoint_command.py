@@ -111,8 +111,9 @@ class Evil:
         (lambda p: torch.save({"weights": {"a": 1}, "epoch": 3}, p), "no state dict in it; keys found: weights, epoch"),
         (lambda p: torch.save({"conv.weight": torch.zeros(3, 3)}, p), "keys found: conv.weight (3, 3)"),
         (lambda p: torch.save([1, 2], p), "holds a list"),
-        (lambda p: torch.save({"model": nn.Linear(2, 2)}, p), "cannot be read safely|read safely"),
+        (lambda p: torch.save({"model": nn.Linear(2, 2)}, p), "read safely (it holds torch.nn.modules.linear.Linear"),
         (lambda p: p.write_bytes(pickle.dumps(Evil())), "read safely"),
+        (lambda p: torch.save({"model": Evil()}, p), "read safely (it holds"),
         (lambda p: p.write_bytes(b"nothing"), "read safely"),
         (lambda p: (torch.save({"a": torch.zeros(1000)}, p), p.write_bytes(p.read_bytes()[:900])), "read safely"),
     ],
@@ -124,6 +125,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(make, message, tmp_path):
         assert any(part in output for part in message.split("|")), output
         assert str(tmp_path / "m.pth") in output
         assert "\nrun" not in output
+        assert "weights_only" not in output  # PyTorch's advice to switch safety off
     assert not (tmp_path / "o.safetensors").exists()
 
 
@@ -138,7 +140,7 @@ def test_the_configuration_can_be_changed_where_the_weights_stay(tmp_path):
     assert found.tensors["body.head.weight"].dtype == torch.float16
     other = tmp_path / "x.safetensors"
     assert "do not fit" in call("convert", source, "-o", other, "--set", "channels=[8, 16, 32]", code=1)
-    assert "must be one of gain" in call("convert", source, "-o", other, "--set", "reconstruction=magic", code=2)
+    assert "must be 'gain' or" in call("convert", source, "-o", other, "--set", "reconstruction=magic", code=2)
     assert "no such key" in call("convert", source, "-o", other, "--set", "colour=red", code=2)
     assert "is a mel_transformer, not a dpt" in call("convert", source, "-o", other, "--model", "dpt", code=1)
     assert "not replaced" in call("convert", source, "-o", target, code=2)
@@ -168,3 +170,12 @@ def test_average(tmp_path):
     assert [part["training"]["seed"] for part in found.training["average_of"]] == [0, 1, 2]
     output = call("average", files[0], "dpt", "-o", tmp_path / "no.safetensors", code=1)
     assert "not of the model and configuration" in output
+
+
+def test_names_are_shown_in_plain_characters(tmp_path):
+    odd = tmp_path / "\x1b[31mred\n.safetensors"
+    checkpoint.save(odd, "crn", MODELS["crn"].config(), build("crn"), {}, half=True)
+    output = call("info", odd)
+    assert "\x1b" not in output
+    assert "\\x1b[31mred\\n.safetensors:\n" in output
+    assert "\x1b" not in call("info", odd.with_name("\x1bgone"), code=1)

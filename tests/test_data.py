@@ -306,6 +306,11 @@ def test_corpus(tmp_path):
     np.testing.assert_array_equal(short.at(torch.tensor([0]), torch.arange(1, 5)[None])[0] * 32768, [2, 3, 0, 0])
     with pytest.raises(AudioError, match="no audio files"):
         Corpus.load([tmp_path / "b"], RATE)
+    cut = tmp_path / "a" / "x.wav"
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    warnings = []
+    assert Corpus.load([tmp_path / "a"], RATE, warnings).recording(0).size == 15_000
+    assert warnings == [f"{cut}: header and file disagree about the length: what is there was taken"]
     rest, held_out = corpus([voice(10)] * 40).split(20)
     assert (len(rest), len(held_out)) == (38, 2)
 

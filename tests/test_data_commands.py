@@ -3,6 +3,7 @@
 import io
 import tarfile
 import zipfile
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -10,7 +11,7 @@ import soundfile
 from click.testing import CliRunner
 from conftest import noise, voice
 
-from fastenh.audio.files import list_audio
+from fastenh.audio.listing import list_audio
 from fastenh.cli import main
 
 
@@ -156,6 +157,17 @@ def test_the_size_cap_counts_what_comes_out(tmp_path, name):
     archive = MAKERS[name](tmp_path / name, {"x.wav": bytes(300_000), "y.wav": bytes(300_000)})
     assert "--max-gb" in refused(tmp_path, archive, "--max-gb", "0.0005")
     call("data", "prepare", archive, "-o", tmp_path / "out", "--max-gb", "0.001")
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_archive_that_is_too_large_by_its_headers_writes_nothing(tmp_path, name, monkeypatch):
+    pytest.importorskip("py7zr")
+    archive = MAKERS[name](tmp_path / name, {"x.wav": bytes(300_000), "notes.txt": bytes(900_000)})
+    writes = []
+    monkeypatch.setattr(Path, "open", lambda self, *_, **__: writes.append(self))
+    monkeypatch.setattr("py7zr.SevenZipFile.extract", lambda *_, **__: writes.append(name))
+    assert "--max-gb" in refused(tmp_path, archive, "--max-gb", "0.0002")
+    assert writes == []
 
 
 def test_training_from_packs_is_training_from_folders(data, tmp_path):

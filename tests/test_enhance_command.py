@@ -130,14 +130,116 @@ def test_a_job_goes_on_where_it_was_stopped(run, folder, tmp_path):
     out = tmp_path / "out"
     run(folder, "-o", out)
     whole = {name: (out / name).read_bytes() for name in tree(out)}
-    lines = (out / manifest.NAME).read_text().splitlines()
+    lines = sorted((out / manifest.NAME).read_text().splitlines())  # a.wav first
     assert len(lines) == 2
     (out / "deep" / "ü b.flac").unlink()
     (out / manifest.NAME).write_text(lines[0] + "\n" + lines[1][:40])  # cut short while writing
     assert "1 files enhanced, 1 skipped" in run(folder, "-o", out)
     assert {name: (out / name).read_bytes() for name in tree(out)} == whole
-    (out / manifest.NAME).write_text('[1]\n{"target": "a.wav"}\n\x00\n')
     assert "2 skipped" in run(folder, "-o", out)
+
+
+@pytest.mark.parametrize(
+    "damage", ['[1]\n{"target": "a.wav"}\n', "\x00\n", "[" * 100_000 + "\n", '{"target": "a.w', "link"]
+)
+def test_a_damaged_manifest_means_that_outputs_are_made_again(run, folder, tmp_path, caplog, damage):
+    """Without it nobody knows what they were made from: a file of 10 bytes was taken for finished."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    run(folder, "-o", out)
+    whole = {name: (out / name).read_bytes() for name in tree(out)}
+    (out / "a.wav").write_bytes(bytes(10))
+    if damage == "link":
+        (out / manifest.NAME).rename(elsewhere)
+        (out / manifest.NAME).symlink_to(elsewhere)
+        before = elsewhere.read_bytes()
+    else:
+        (out / manifest.NAME).write_text(damage)
+    said = run(folder, "-o", out, "--dry-run", "-v")
+    assert "a.wav: planned again (the manifest is damaged)" in said
+    assert "2 files enhanced (2 again" in run(folder, "-o", out)
+    assert {name: (out / name).read_bytes() for name in tree(out)} == whole
+    assert len([record for record in caplog.records if "is damaged" in record.message]) == 2
+    assert "2 skipped" in run(folder, "-o", out)
+    assert not (out / manifest.NAME).is_symlink()
+    assert damage != "link" or elsewhere.read_bytes() == before
+
+
+def test_no_link_leads_out_of_the_output_folder(run, folder, tmp_path):
+    elsewhere, out = tmp_path / "elsewhere", tmp_path / "out"
+    elsewhere.mkdir()
+    out.mkdir()
+    (out / "deep").symlink_to(elsewhere)
+    said = run(folder, "-o", out, code=1)
+    assert "deep/ü b.flac: a link leads out of the output folder" in said
+    assert "1 files enhanced, 1 failed" in said
+    assert list(elsewhere.iterdir()) == []
+    (out / "deep").unlink()
+    (out / "inside").mkdir()
+    (out / "deep").symlink_to("inside")
+    assert "1 files enhanced, 1 skipped" in run(folder, "-o", out)
+
+
+def test_the_report_replaces_a_link_and_not_what_it_points_to(run, folder, tmp_path):
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "report.json").symlink_to("other")
+    run(folder, "--report", tmp_path / "report.json")
+    assert (tmp_path / "other").read_text() == "mine"
+    assert json.loads((tmp_path / "report.json").read_text())["summary"]["enhanced"] == 2
+
+
+def test_what_is_passed_over_is_counted_by_ending(run, folder, tmp_path):
+    for name in ("x.m4a", "y.M4A", "deep/z.mp4", "notes.txt", ".hidden.webm"):
+        (folder / name).write_bytes(b"x")
+    report = tmp_path / "report.json"
+    said = run(folder, "--report", report)
+    assert "2 files enhanced" in said
+    assert "passed over: 2 .m4a, 1 .mp4 (nothing here reads them yet; ffmpeg -i" in said
+    assert json.loads(report.read_text())["summary"]["passed_over"] == {".m4a": 2, ".mp4": 1}
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.webm").write_bytes(b"x")
+    assert "no audio files in" in (said := run(tmp_path / "only", code=2))
+    assert "passed over: 1 .webm" in said
+    assert "x.m4a: nothing here reads them yet" in run(folder / "x.m4a", "-o", tmp_path / "out", code=1)
+
+
+def test_names_of_any_bytes(run, tmp_path):
+    """No UTF-8, escape sequences, line breaks: enhanced like others, and shown and reported in plain characters."""
+    root, report = tmp_path / "in", tmp_path / "report.json"
+    root.mkdir()
+    names = [b"caf\xe9.wav", b"\x1b[31mred.wav", b"two\nlines\r.wav", b"bad\xff\x1b]0;title\x07.wav"]
+    for name in names:
+        path = os.fsencode(root) + b"/" + name
+        if name.startswith(b"bad"):
+            with open(path, "wb") as file:  # noqa: PTH123 (a name of bytes)
+                file.write(b"no sound")
+        else:
+            soundfile.write(path, voice(2000), 16_000)
+    said = run(root, "-o", tmp_path / "out", "--report", report, "-v", code=1)
+    assert "caf\\udce9.wav" in said
+    assert "\\x1b[31mred.wav" in said
+    assert "two\\nlines\\r.wav" in said
+    assert all(character.isprintable() for character in said.replace("\n", ""))
+    assert all(byte == 10 or byte >= 32 for byte in report.read_bytes())
+    sources = [os.fsencode(file["source"]) for file in json.loads(report.read_text())["files"]]
+    assert sorted(sources) == sorted(os.fsencode(root) + b"/" + name for name in names)
+    written = [os.fsencode(path.name) for path in (tmp_path / "out").iterdir()]
+    assert sorted(written) == sorted([*names[:3], manifest.NAME.encode()])
+    assert "3 skipped" in run(root, "-o", tmp_path / "out", code=1)
+    odd = tmp_path / "\x1b[1mgone"
+    assert "\x1b" not in run(odd, "-o", tmp_path / "out", code=1)
+    assert "\x1b" not in run(root, "--model", odd, code=1)
+
+
+def test_shards_are_all_files_once(run, tmp_path):
+    root, out = tmp_path / "in", tmp_path / "out"
+    root.mkdir()
+    for index in range(7):
+        soundfile.write(root / f"{index}.wav", voice(500), 16_000)
+    for part, count in ((1, 3), (2, 2), (3, 2)):
+        assert f"{count} files enhanced" in run(root, "-o", out, "--shard", f"{part}/3")
+    assert len(tree(out)) == 7
+    for wrong in ("0/3", "4/3", "1", "a/b", "1/2/3", "-1/2", ""):
+        assert "--shard" in run(root, "--shard", wrong, code=2)
 
 
 def test_a_model_that_loses_the_sound_is_reported_and_nothing_written(tmp_path):

@@ -85,6 +85,7 @@ def test_no_room_for_the_output(tmp_path, half, name, size):
         result = enhance(source, tmp_path / "out" / name, half)
     assert result.status == "failed"
     assert name in result.error
+    assert "File too large" in result.error
     assert list((tmp_path / "out").iterdir()) == []
     assert enhance(source, tmp_path / "out" / name, half).status == "enhanced"
 
@@ -105,7 +106,7 @@ def test_full_disk(tmp_path, small_disk, run):
     report = tmp_path / "report.json"
     said = run(tmp_path / "in", "-o", small_disk / "out", "--jobs", 1, "--report", report, code=1)
     assert "1 files enhanced, 2 failed" in said
-    assert "disk" in said
+    assert said.count("the disk is full") == 2
     assert [file["status"] for file in json.loads(report.read_text())["files"]] == ["enhanced", "failed", "failed"]
     left = [path.name for path in (small_disk / "out").iterdir() if not path.name.startswith(".fastenh-manifest")]
     assert left == ["a.wav"]
@@ -115,7 +116,21 @@ def test_full_disk(tmp_path, small_disk, run):
 def test_a_disk_that_cannot_be_written(tmp_path, small_disk, run):
     wav(tmp_path / "in" / "a.wav")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    assert "1 failed" in run(tmp_path / "in", "-o", small_disk / "out", code=1)
+    for options in ([], ["--dry-run"]):
+        said = run(tmp_path / "in", "-o", small_disk / "out", *options, code=1)
+        assert "1 failed" in said
+        assert "Permission denied" in said or "Read-only file system" in said
+
+
+def test_a_folder_without_the_right_to_write(tmp_path, half, monkeypatch):
+    """Root may write everywhere, so that the error comes from a double of what makes the temporary file."""
+
+    def refused(dir, **_):
+        raise PermissionError(13, "Permission denied", f"{dir}/.fastenh-part-x.wav")
+
+    monkeypatch.setattr("tempfile.mkstemp", refused)
+    result = enhance(wav(tmp_path / "a.wav"), tmp_path / "b.wav", half)
+    assert result.error == f"{tmp_path / 'b.wav'}: Permission denied"
 
 
 def test_links_that_go_round_in_a_circle(tmp_path, run):
@@ -160,7 +175,7 @@ def test_a_file_without_the_right_to_read(tmp_path, half):
         pytest.skip("root may read all")
     source = wav(tmp_path / "a.wav")
     source.chmod(0)
-    assert "a.wav: cannot be read as sound" in enhance(source, tmp_path / "b.wav", half).error
+    assert "a.wav: cannot be read as sound (Permission denied)" in enhance(source, tmp_path / "b.wav", half).error
 
 
 def test_names(tmp_path, run):
@@ -269,6 +284,26 @@ def test_conversion(tmp_path, run):
     assert not (tmp_path / "both").exists()
 
 
+def test_dry_run_opens_what_it_plans(tmp_path, run):
+    """What would fail is said to, before anything is written."""
+    root = tmp_path / "in"
+    wav(root / "good.wav")
+    cut = wav(root / "cut.flac", 2.0)
+    cut.write_bytes(cut.read_bytes()[:600])  # a header, and nothing of the sound
+    soundfile.write(root / "rate.wav", voice(4410), 44_100)
+    soundfile.write(root / "none.wav", voice(0), 16_000)
+    said = run(root, "-o", tmp_path / "out", "--dry-run", code=1)
+    assert "cut.flac: 600 bytes, but no sound" in said
+    assert "3 files to be enhanced, 1 failed" in said
+    said = run(root, "-o", tmp_path / "out", "--dry-run", "--format", "opus", code=1)
+    assert f"{tmp_path / 'out' / 'rate.opus'}: cannot be written as OGG/OPUS, 44100 Hz" in said
+    assert f"{tmp_path / 'out' / 'none.opus'}: cannot be written; its container" in said
+    assert "1 files to be enhanced, 3 failed" in said
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in run(root, "-o", tmp_path / "file" / "deep", "--dry-run", code=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "in"]
+
+
 def test_dry_run_says_what_would_happen_and_does_nothing(tmp_path, run):
     root, out = tmp_path / "in", tmp_path / "out"
     for name in ("a.wav", "b.wav", "c.wav"):
@@ -303,7 +338,8 @@ def test_report(tmp_path, run):
         "model", "device", "dtype", "backend", "atten_lim_db", "span_seconds", "context_seconds", "dry_run"
     }  # fmt: skip
     assert set(content["summary"]) == {
-        "enhanced", "again", "skipped", "failed", "planned", "audio_seconds", "elapsed_seconds", "real_time_factor"
+        "enhanced", "again", "skipped", "failed", "planned", "warned", "passed_over", "audio_seconds",
+        "elapsed_seconds", "real_time_factor",
     }  # fmt: skip
     bad, good, spoilt = content["files"]
     assert [file["status"] for file in content["files"]] == ["failed", "enhanced", "enhanced"]
@@ -378,7 +414,7 @@ def test_a_model_that_breaks_is_a_failed_file_and_the_others_go_on(tmp_path):
                 raise RuntimeError("no\nmore")
             return waveform * 0.5
 
-    soundfile.write(tmp_path / "loud.wav", np.full(9000, 0.95), 16_000)
+    soundfile.write(tmp_path / "loud.wav", np.tile([0.95, -0.95], 4500), 16_000)
     wav(tmp_path / "soft.wav")
     tasks = [layout.Task(tmp_path / name, tmp_path / "out" / name) for name in ("loud.wav", "soft.wav")]
     loud, soft = sorted(job.run(tasks, Enhancer(Picky(), "cpu")), key=lambda result: result.source)

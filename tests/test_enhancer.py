@@ -12,6 +12,7 @@ from conftest import noise, voice
 from torch import nn
 
 from fastenh import Enhancer
+from fastenh.devices import pick_device
 from fastenh.enhance.enhancer import EnhancementError
 
 
@@ -46,6 +47,49 @@ def test_torch_in_torch_out(tiny_model):
     enhanced = short_spans(tiny_model)(signal, 16_000)
     assert enhanced.dtype == torch.float64
     assert enhanced.shape == signal.shape
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int16, torch.int32]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_dtype_comes_back_and_says_what_full_scale_is(dtype):
+    signal = torch.from_numpy(voice(9000) + noise(9000))
+    scale = 1.0 if dtype.is_floating_point else float(torch.iinfo(dtype).max) + 1
+    given = (signal * scale).to(dtype)
+    enhanced = short_spans(Gain(0.5))(given, 16_000)
+    assert enhanced.dtype == dtype
+    torch.testing.assert_close(enhanced.double() / scale, 0.5 * given.double() / scale, atol=1e-4, rtol=1e-2)
+    if dtype != torch.bfloat16:
+        again = short_spans(Gain(0.5))(given.numpy(), 16_000)
+        assert again.dtype == given.numpy().dtype
+        np.testing.assert_array_equal(again, enhanced.numpy())
+
+
+def test_integers_are_clipped_and_do_not_wrap():
+    loud = np.array([32767, -32768, 20_000, -20_000, 1, -1] * 1000, np.int16)
+    enhanced = short_spans(Gain(2.0))(loud, 16_000)
+    np.testing.assert_array_equal(enhanced[:6], [32767, -32768, 32767, -32768, 2, -2])
+
+
+def test_a_block_of_one_dimension_is_one_channel(tiny_model):
+    enhancer = short_spans(tiny_model)
+    signal = voice(9000)
+    whole = enhancer(signal, 16_000)
+    blocks = list(enhancer.stream([signal[:5000], signal[5000:]], channels=1))
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1)[0], whole)
+    samples = (signal * 32767).astype(np.int16)
+    streamed = np.concatenate(list(enhancer.stream([samples], channels=1)), axis=1)[0]
+    np.testing.assert_allclose(streamed, enhancer(samples / np.float32(32768), 16_000), atol=1e-6)
+
+
+def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch):
+    there = {"cuda": True, "mps": True}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there["cuda"])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there["mps"])
+    for name in ("cuda", "mps", "cpu"):
+        assert pick_device("auto") == torch.device(name)
+        there[name] = False
 
 
 def test_a_constant_mask_returns_the_input_across_the_seams():
@@ -170,9 +214,23 @@ def test_dtypes(tiny_model, dtype):
 def test_wrong_input(tiny_model):
     enhancer = short_spans(tiny_model)
     with pytest.raises(ValueError, match=r"\(channels, samples\)"):
-        enhancer(np.zeros((16_000, 2), np.float32), 16_000)  # the other way round
-    with pytest.raises(ValueError, match="sample_rate"):
-        enhancer(np.zeros(10, np.float32), 0)
+        enhancer(np.zeros((2, 2, 2), np.float32), 16_000)
+    for transposed in (np.zeros((16_000, 2), np.float32), torch.zeros(16_000, 1)):
+        with pytest.raises(ValueError, match="transpose"):
+            enhancer(transposed, 16_000)
+    for rate in (0, -16_000, 1, 16, 1e9, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="sample_rate"):
+            enhancer(np.zeros(10, np.float32), rate)
+    with pytest.raises(ValueError, match="atten_lim_db"):
+        enhancer(np.zeros(10, np.float32), 16_000, float("nan"))
+    kinds = (np.zeros(9, complex), torch.zeros(9, dtype=torch.cfloat), np.zeros(9, np.uint8), np.zeros(9, bool))
+    for samples in kinds:
+        with pytest.raises(ValueError, match="samples are floating point"):
+            enhancer(samples, 16_000)
+    with pytest.raises(ValueError, match=r"2 channels, not \(500, 2\): transpose"):
+        list(enhancer.stream([np.zeros((500, 2), np.float32)], channels=2))
+    with pytest.raises(ValueError, match=r"2 channels, not \(500,\)"):
+        list(enhancer.stream([np.zeros(500, np.float32)], channels=2))
     with pytest.raises(ValueError, match="dtype must be"):
         Enhancer(tiny_model, "cpu", "int8")
     with pytest.raises(ValueError, match="cannot be used"):

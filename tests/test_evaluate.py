@@ -9,11 +9,14 @@ import soundfile
 from click.testing import CliRunner
 from conftest import SAMPLES, noise, voice
 
-from fastenh.audio.files import list_audio, read_mono
+from fastenh.audio.files import read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.cli import main
-from fastenh.evaluate import metrics
+from fastenh.data.pairs import load_pair
+from fastenh.evaluate import comparison, metrics
 from fastenh.evaluate.comparison import bootstrap_mean
 from fastenh.evaluate.metrics import MetricError
+from fastenh.evaluate.rows import Row, Rows
 
 RATE = 16_000
 
@@ -114,6 +117,47 @@ def test_command_compares_models_and_files(pairs, tiny_checkpoint):
     assert len(rows) == 9
     values = [float(row["si_sdr"]) for row in rows if row["system"] == "noisy"]
     assert np.mean(values) == pytest.approx(systems["noisy"]["si_sdr"]["mean"], abs=1e-4)
+
+
+def test_a_comparison_that_was_stopped_goes_on(pairs, tiny_checkpoint, monkeypatch):
+    """What was done is not done again, and the results are those of one run; what has changed is done again."""
+    command = [pairs / "noisy", pairs / "clean", "--model", tiny_checkpoint, "--jobs", 1]
+    whole, out, part = pairs / "whole.json", pairs / "out.json", pairs / "out.json.part"
+    monkeypatch.setattr(metrics, "available", lambda: ("si_sdr",))  # quick
+    call(*command, "--out", whole)
+    monkeypatch.setattr(comparison, "_CHUNK", 1)
+    loaded, stop = [], ["2"]
+
+    def load(pair, rate):
+        if pair.name in stop:
+            raise KeyboardInterrupt
+        loaded.append(pair.name)
+        return load_pair(pair, rate)
+
+    monkeypatch.setattr(comparison, "load_pair", load)
+    assert "stopped; the same command goes on" in call(*command, "--out", out, code=1)
+    assert not out.exists()
+    assert len(part.read_text().splitlines()) == 1 + 2
+    part.write_text(part.read_text() + '{"pair": "2", "val')  # cut short while writing
+    (pairs / "clean" / "1.wav").touch()
+    stop.clear()
+    assert "going on: 2 of 3 pairs are done" in call(*command, "--out", out)
+    assert loaded == ["0", "1", "1", "2"]
+    assert not part.exists()
+    for name, system in json.loads(whole.read_text())["systems"].items():
+        again = json.loads(out.read_text())["systems"][name]
+        assert again["si_sdr"] == system["si_sdr"]
+
+
+def test_what_was_done_with_other_settings_is_not_taken(pairs, tmp_path):
+    rows = Rows(tmp_path / "x.part", {"a": 1})
+    rows.add([Row("0", [], 1.0, [])])
+    assert len(Rows(tmp_path / "x.part", {"a": 1})) == 1
+    assert Rows(tmp_path / "x.part", {"a": 1}).of("0", [2]) is None
+    assert len(Rows(tmp_path / "x.part", {"a": 2})) == 0
+    for damage in ("", "[]\n", '{"a": 1}\n{"pair": "0"}\n', '{"a": 1}\n3\n', "\x00"):
+        (tmp_path / "x.part").write_text(damage)
+        assert len(Rows(tmp_path / "x.part", {"a": 1})) == 0
 
 
 def test_command_counts_failures(pairs):

@@ -4,6 +4,8 @@ The network is a stub that halves, so that what comes out is known and a case ta
 """
 
 import io
+import json
+import os
 import signal
 import tempfile
 from contextlib import contextmanager
@@ -20,7 +22,9 @@ from torch import nn
 
 from fastenh import Enhancer
 from fastenh.audio import files
-from fastenh.enhance import job, layout
+from fastenh.enhance import job, layout, manifest
+from fastenh.enhance.report import summarise, write_report
+from fastenh.errors import printable
 
 FORMATS = [
     ("WAV", "PCM_U8"), ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "DOUBLE"),
@@ -114,10 +118,10 @@ def test_any_recording_at_length(case):
 
 
 @cache
-def sound(index):
+def sound(index, frames=1500):
     container, subtype = FORMATS[index]
     file = io.BytesIO()
-    soundfile.write(file, np.stack([voice(1500), voice(1500, 1)], 1), 16_000, format=container, subtype=subtype)
+    soundfile.write(file, np.stack([voice(frames), voice(frames, 1)], 1), 16_000, format=container, subtype=subtype)
     return file.getvalue()
 
 
@@ -176,3 +180,71 @@ def test_any_damage(case):
 @given(damaged)
 def test_any_damage_at_length(case):
     any_damage(case)
+
+
+def any_cut(index, share):
+    """What is lost of a cut file is said, whatever its kind."""
+    whole = sound(index, 20_000)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.x")
+        path.write_bytes(whole)
+        before = files.read(path)[0].shape[1]
+        path.write_bytes(whole[: int(share * len(whole))])
+        result = enhance(Path(folder), "a.x")
+        if result.status == "failed":
+            assert "a.x" in result.error
+        elif soundfile.info(path.parent / "out" / "a.x").frames < before:
+            assert result.warnings
+
+
+@cases(60)
+@given(st.integers(0, len(FORMATS) - 1), st.floats(0.0, 1.0))
+def test_any_cut(index, share):
+    any_cut(index, share)
+
+
+@pytest.mark.slow
+@cases(2_000)
+@given(st.integers(0, len(FORMATS) - 1), st.floats(0.0, 1.0))
+def test_any_cut_at_length(index, share):
+    any_cut(index, share)
+
+
+names = st.binary(min_size=1, max_size=60).filter(lambda name: b"/" not in name and b"\0" not in name)
+
+
+@cases(60)
+@given(names)
+def test_any_name(name):
+    name = os.fsdecode(name) + ".wav"
+    assume(not name.startswith("."))
+    with tempfile.TemporaryDirectory() as folder:
+        files.write(Path(folder, name), voice(500)[None], files.Encoding(16_000, 1, "WAV", "PCM_16"))
+        result = enhance(Path(folder), name)
+        assert result.status == "enhanced", result
+        write_report(Path(folder, "report"), [result], summarise([result], 1.0), {})
+        (record,) = json.loads(Path(folder, "report").read_bytes())["files"]
+        assert os.fsencode(record["source"]) == os.fsencode(result.source)
+        assert printable(str(result.source)).isprintable()
+
+
+ENTRY = b'{"target": "a.wav", "written": [1, 2], "source": "x", "read": [1, 2], "settings": {}}\n'
+lines = st.lists(st.binary(max_size=30) | st.just(ENTRY) | st.integers(0, len(ENTRY)).map(lambda n: ENTRY[:n]))
+
+
+@cases(100)
+@given(lines)
+def test_any_manifest(lines):
+    """No content is an error, and what is added to it is found again."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "b.wav")
+        target.write_bytes(b"made")
+        Path(folder, manifest.NAME).write_bytes(b"".join(lines))
+        before = manifest.Manifest(Path(folder), {})
+        before.changed(target, target)
+        with before.claim(target) as mine:
+            assert mine
+            before.add(target, target, 1.0)
+        before.close()
+        assert manifest.Manifest(Path(folder), {}).changed(target, target) == ""
+        assert manifest.Manifest(Path(folder), {"model": 1}).changed(target, target) == "other settings: model"

@@ -44,13 +44,28 @@ def test_settings():
     ("setting", "message"),
     [
         ("run.epoch=3", r"run\.epoch: no such key; there are epochs"),
-        ("run.epochs=many", r"run\.epochs: must be int, not 'many'"),
-        ("run.validation_pairs=0", r"run\.validation_pairs: must be more than 0, not 0"),
-        ("data.seconds=-1", r"data\.seconds: must be more than 0"),
-        ("run.epochs=true", r"run\.epochs: must be int"),
-        ("optimiser.kind=sgd", r"optimiser\.kind: must be one of adam, adamw"),
-        ("optimiser.betas=[0.9]", r"optimiser\.betas: must be a list of 2"),
-        ("mixing.snr_db=[0, 'x']", r"mixing\.snr_db: must be float"),
+        ("run.epochs=many", r"run\.epochs: must be a valid integer, not 'many'"),
+        ("run.validation_pairs=0", r"run\.validation_pairs: must be greater than or equal to 1, not 0"),
+        ("data.seconds=-1", r"data\.seconds: must be greater than 0"),
+        ("run.epochs=true", r"run\.epochs: must be a valid integer, not True"),
+        ("run.epochs=2.5", r"run\.epochs: must be a valid integer, not 2.5"),
+        ("optimiser.kind=sgd", r"optimiser\.kind: must be 'adam', 'adamw' or 'muon', not 'sgd'"),
+        ("optimiser.betas=[0.9]", r"optimiser\.betas\.1: Field required"),
+        ("optimiser.betas=[0.9, 1]", r"optimiser\.betas\.1: must be less than 1, not 1"),
+        ("optimiser.learning_rate=-1", r"optimiser\.learning_rate: must be greater than or equal to 0, not -1"),
+        ("optimiser.learning_rate=nan", r"optimiser\.learning_rate: must be a finite number, not nan"),
+        ("mixing.snr_db=[0, 'x']", r"mixing\.snr_db\.1: must be a valid number, not 'x'"),
+        ("mixing.snr_db=[20, -5]", r"mixing\.snr_db: must be a range, the smaller number first, not \[20, -5\]"),
+        ("mixing.speed=7", r"mixing\.speed: must be less than or equal to 1, not 7"),
+        ("mixing.speed=2020-01-01", r"mixing\.speed: must be a valid number, not '2020-01-01'"),
+        ("run.ema=3", r"run\.ema: must be less than 1, not 3"),
+        ("data.seconds=1e9", r"data\.seconds: must be less than or equal to 600, not 1000000000.0"),
+        ("data.noise=[1]", r"data\.noise\.0: must be a valid string, not 1"),
+        ("loss.si_sdr=inf", r"loss\.si_sdr: must be a finite number, not inf"),
+        ("config.channels=-4", r"config\.channels: must be in 0 to 1,000,000, not -4"),
+        ("config.dropout=2", r"config\.dropout: must be in 0 to 1, not 2"),
+        ("config.channels=wide", r"config\.channels: must be a valid integer, not 'wide'"),
+        pytest.param("run.epochs=" + "[" * 100_000, r"run\.epochs: brackets within brackets", id="brackets"),
         ("config.chanels=3", r"config\.chanels: no such key"),
         ("losses.si_sdr=1", "losses: no such section"),
         ("run.epochs", "must read section.key=value"),
@@ -64,7 +79,20 @@ def test_errors_name_the_key(setting, message):
         load_recipe("dpt-mix", [setting])
 
 
+def test_all_errors_are_told_at_once():
+    changes = ["run.ema=3", "run.epoch=1", "mixing.snr_db=[20, -5]", "losses.x=1", "config.heads=many"]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("dpt-mix", changes)
+    for path in ("run.ema: ", "run.epoch: ", "mixing.snr_db: ", "losses: ", "config.heads: "):
+        assert str(caught.value).count(path) == 1
+    assert "\n" not in str(caught.value)
+
+
 def test_files(tmp_path):
+    deep = tmp_path / "deep.toml"
+    deep.write_text("x = " + "[" * 100_000)
+    with pytest.raises(RecipeError, match=r"deep\.toml: brackets within brackets"):
+        load_recipe(str(deep))
     with pytest.raises(RecipeError, match="neither a file nor one of"):
         load_recipe("nobody")
     path = tmp_path / "bad.toml"

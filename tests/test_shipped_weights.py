@@ -5,7 +5,8 @@ import pytest
 from conftest import SAMPLES
 
 from fastenh import Enhancer
-from fastenh.audio.files import list_audio, read_mono
+from fastenh.audio.files import read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.evaluate import metrics
 from fastenh.models import checkpoint
 from fastenh.models.registry import DEFAULT, MODELS

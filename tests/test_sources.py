@@ -6,6 +6,9 @@ import soundfile
 import torch
 from conftest import noise
 
+from fastenh.audio.files import AudioError
+from fastenh.data.feed import PairFeed
+from fastenh.data.pairs import match_pairs
 from fastenh.train.recipe import load_recipe
 from fastenh.train.sources import open_sources
 
@@ -55,6 +58,46 @@ def test_pairs_held_out_are_not_trained_on(recordings):
     sources = open_sources(load_recipe("dpt", [*PLAIN, *given]))
     assert len(sources.validation) == 2
     check(sources, lambda noisy, clean: (noisy, clean))
+
+
+MIX = ("dpt-mix", {"data.clean": "speech", "data.noise": "noise"})
+PAIRS = ("dpt", {"data.clean": "speech", "data.noisy": "noisy"})
+
+
+@pytest.mark.parametrize(("name", "folders"), [MIX, PAIRS])
+def test_a_broken_file_is_named_and_left_out_and_more_are_an_error(recordings, name, folders):
+    given = [f"{key}={recordings / folder}" for key, folder in folders.items()]
+    (recordings / "speech" / "07.wav").write_bytes(b"no sound")
+    sources = open_sources(load_recipe(name, [*PLAIN, *given]))
+    assert len(sources.warnings) == 1
+    assert "07.wav: cannot be read as sound" in sources.warnings[0]
+    assert "left out" in sources.warnings[0]
+    assert torch.isfinite(sources.feed.batch(0)[0]).all()
+    (recordings / "speech" / "09.wav").write_bytes(b"no sound")
+    with pytest.raises(AudioError, match=r"07.wav: .*\(2 of 40 files cannot be used\)"):
+        open_sources(load_recipe(name, [*PLAIN, *given]))
+
+
+def test_a_pair_that_turns_out_to_be_broken_is_replaced_by_the_next(recordings, caplog):
+    """A cut FLAC: its header says the length that it had."""
+    pairs = match_pairs(recordings / "noisy", recordings / "speech")
+    feed = PairFeed(pairs, 40, 1600, RATE, seed=0)
+    whole = feed.batch(0)[1]
+    for pair in pairs[5:7]:
+        path = pair.noisy.with_suffix(".flac")
+        soundfile.write(path, soundfile.read(pair.noisy)[0], RATE)
+        path.write_bytes(path.read_bytes()[:500])
+        pair.noisy.unlink()
+    pairs = match_pairs(recordings / "noisy", recordings / "speech")
+    feed = PairFeed(pairs, 40, 1600, RATE, seed=0)
+    feed.pairs = [*pairs[:6], *pairs[7:], pairs[7]]
+    batch = feed.batch(0)[1]
+    assert torch.isfinite(batch).all()
+    assert 1 <= (batch != whole).any(1).sum() <= 36
+    assert [record.message.count("05.flac") for record in caplog.records] == [1]
+    feed.pairs = pairs
+    with pytest.raises(AudioError, match="2 of 40 files cannot be used"):
+        feed.batch(1)
 
 
 def test_a_corpus_too_small_to_be_held_out_of_gives_other_pairs_for_validation(data):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,18 +14,18 @@ import numpy as np
 import soundfile
 
 from fastenh.atomic import replacing_locked
+from fastenh.audio.lengths import WIDTHS, doubts, speaks_of_sound
 from fastenh.audio.resampling import resample
 from fastenh.errors import ProcessingError
 
-_CONTAINERS = "wav wave rf64 w64 flac ogg oga opus mp3 aif aiff aifc au snd caf"
-SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
-SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds such a file is passed over
 MAX_CHANNELS = 64
-_RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
+RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
 _RIFF_BYTES = 2**32 - 2**20  # what WAV counts in 32 bits, less room for its header
 _BLOCK = 1 << 16  # frames
+_SYSTEM_ERROR = 2  # libsndfile's number for what the operating system refused
+_IN_BLOCKS = ("ADPCM", "GSM610", "G721", "G723")
+DISK_FULL = "the disk is full"
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
-_WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}  # bytes
 _WIDE = dict.fromkeys(("PCM_32", "FLOAT", "DOUBLE"), ("PCM_32", "PCM_24"))  # for containers without them
 _BY_ENDING = {
     ".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".opus": "OGG", ".mp3": "MP3", ".aiff": "AIFF", ".au": "AU",
@@ -49,34 +50,6 @@ class Encoding:
     tags: dict[str, str] = field(default_factory=dict)
 
 
-def list_audio(folder: Path, on_error: Callable[[OSError], None] | None = None) -> list[Path]:
-    """The sound files below a folder, sorted; hidden files and folders, and those with a ``.nomedia``, left out.
-
-    Links to folders are not followed; ``on_error`` is told of folders that cannot be looked into.
-    """
-    found: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=on_error):
-        if SKIP_MARKER in names and Path(root) != folder:
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(root, name) for name in names if is_audio_name(name))
-        found += [path for path in paths if not _is_special(path)]
-    return sorted(found)
-
-
-def _is_special(path: Path) -> bool:
-    """A pipe, socket or device: to open one can wait for ever."""
-    try:
-        return not stat.S_ISREG(path.stat().st_mode)
-    except OSError:  # a dangling link, say: reported when it is opened
-        return False
-
-
-def is_audio_name(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
-
-
 class Reader:
     """An open sound file. ``frames`` is what the header says; ``warnings`` are complete when all is read."""
 
@@ -84,57 +57,78 @@ class Reader:
         self.path, self._file, self.frames = path, file, file.frames
         tags = {key: value for key, value in file.copy_metadata().items() if value}
         self.encoding = Encoding(file.samplerate, file.channels, file.format, file.subtype, file.endian, tags)
-        disagree = "should be" in file.extra_info or "does not match" in file.extra_info  # libsndfile's log
-        self.warnings = ["header and file disagree about the length: what is there was taken"] if disagree else []
+        self.warnings: list[str] = []
+        self._ended = False
 
     def blocks(self) -> Iterator[np.ndarray]:
         """float32 (C, n) to the end: the frame count of a header can be missing, an estimate, or a lie.
 
-        Raises ``AudioError``.
+        Where the decoder fails in the middle (a cut FLAC), what lies before is taken, with a warning.
+        Raises ``AudioError`` where nothing can be read of a file that should hold sound.
         """
         count = 0
-        while True:
+        while not self._ended:
+            block = self._next()
+            count += block.shape[1]
+            if block.size:
+                yield block
+        with _readable(self.path):
+            if not count and speaks_of_sound(self.path, self._file):
+                raise AudioError(f"{self.path}: {self.path.stat().st_size:,} bytes, but no sound can be read from them")
+            self.warnings += doubts(self.path, self._file, count)
+
+    def _next(self) -> np.ndarray:
+        """Up to a block; soundfile's own count of frames would stop where the header says so."""
+        block = np.full((_BLOCK, self.encoding.channels), np.nan, np.float32)
+        try:
             with _readable(self.path):
-                block = self._file.read(_BLOCK, dtype="float32", always_2d=True)
-            if not block.size:
-                break
-            count += block.shape[0]
-            yield np.ascontiguousarray(block.T)
-        if count != self.frames and self.encoding.container != "MP3" and not self.warnings:  # an estimate in MP3
-            self.warnings.append(f"the header says {self.frames} frames, {count} were there")
+                block = self._file.read(out=block)
+            self._ended = not len(block)
+        except AudioError as error:
+            cause = error.__cause__
+            if isinstance(cause, soundfile.LibsndfileError) and cause.code == _SYSTEM_ERROR:
+                raise
+            missing = np.isnan(block).any(axis=1)  # the decoder has filled the buffer up to the damage
+            block = block[: missing.argmax()] if missing.any() else block
+            self._ended = True
+        return np.ascontiguousarray(block.T)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[Reader]:
     """Raises ``AudioError``."""
     with _readable(path):
-        file = soundfile.SoundFile(path)
+        path.open("rb").close()  # libsndfile does not say why the system refuses one
+        file = soundfile.SoundFile(_native(path))
     with file:
         if file.channels > MAX_CHANNELS:
             raise AudioError(f"{path}: {file.channels} channels in the header, more than {MAX_CHANNELS}: not plausible")
-        if not _RATES[0] <= file.samplerate <= _RATES[1]:
+        if not RATES[0] <= file.samplerate <= RATES[1]:
             raise AudioError(f"{path}: {file.samplerate} Hz in the header: not plausible")
         with _readable(path):
             reader = Reader(path, file)
         yield reader
 
 
-def read(path: Path) -> tuple[np.ndarray, Encoding]:
-    """(samples float32 (C, L), encoding). Raises ``AudioError``."""
+def read(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarray, Encoding]:
+    """(samples float32 (C, L), encoding); ``warnings`` gets those of the file. Raises ``AudioError``."""
     with reading(path) as reader:
         empty = np.zeros((reader.encoding.channels, 0), np.float32)
-        return np.concatenate([empty, *reader.blocks()], axis=1), reader.encoding
+        samples = np.concatenate([empty, *reader.blocks()], axis=1)
+    if warnings is not None:
+        warnings += [f"{path}: {warning}" for warning in reader.warnings]
+    return samples, reader.encoding
 
 
-def read_mono(path: Path, sample_rate: int) -> np.ndarray:
-    """float32 (L,) at ``sample_rate``: the mean of the channels. Raises ``AudioError``."""
-    samples, encoding = read(path)
+def read_mono(path: Path, sample_rate: int, warnings: list[str] | None = None) -> np.ndarray:
+    """float32 (L,) at ``sample_rate``: the mean of the channels. Otherwise as ``read``."""
+    samples, encoding = read(path, warnings)
     return resample(samples.mean(axis=0, keepdims=True), encoding.sample_rate, sample_rate)[0]
 
 
 def count_frames(path: Path) -> int:
     """Frames by the header. Raises ``AudioError``."""
-    with _readable(path), soundfile.SoundFile(path) as file:
+    with _readable(path), soundfile.SoundFile(_native(path)) as file:
         return file.frames
 
 
@@ -158,14 +152,20 @@ def converted(encoding: Encoding, source: Path, target: Path) -> Encoding:
 class Writer:
     """A sound file that is being written. ``warnings`` are complete when the file is closed."""
 
-    def __init__(self, path: Path, file: soundfile.SoundFile, subtype: str, encoding: Encoding) -> None:
+    def __init__(
+        self, path: Path, temporary: Path, file: soundfile.SoundFile, subtype: str, encoding: Encoding
+    ) -> None:
         self.path, self.frames, self._file, self._encoding = path, 0, file, encoding
+        self._temporary = temporary
         self._clips = subtype not in _FLOAT_SUBTYPES
         self._clipped = 0
-        self._width = _WIDTHS.get(subtype, 0) * encoding.channels if file.format in ("WAV", "WAVEX") else 0
+        self._width = WIDTHS.get(subtype, 0) * encoding.channels if file.format in ("WAV", "WAVEX") else 0
         self.warnings: list[str] = []
         if subtype != encoding.subtype:
-            self.warnings.append(f"{encoding.container} cannot be written as {encoding.subtype}: {subtype} taken")
+            length = " in this length (it comes in blocks)" if _in_blocks(encoding) else ""
+            self.warnings.append(
+                f"{encoding.container} cannot be written as {encoding.subtype}{length}: {subtype} taken"
+            )
         if file.format == "RF64" != encoding.container:
             self.warnings.append("more than 4 GB: written as RF64, which WAV readers of today take")
 
@@ -176,12 +176,12 @@ class Writer:
         self.frames += samples.shape[1]
         if self.frames * self._width > _RIFF_BYTES:
             raise AudioError(f"{self.path}: longer than its input's header says, and than WAV can be; --format w64")
-        with _writable(self.path, self._encoding):
+        with _writable(self.path, self._encoding, self._temporary):
             for first in range(0, samples.shape[1], _BLOCK):  # libvorbis overflows its stack on a long block
                 self._file.write(samples[:, first : first + _BLOCK].T)
 
     def close(self) -> None:
-        with _writable(self.path, self._encoding):
+        with _writable(self.path, self._encoding, self._temporary):
             self._file.close()
         if self._clipped:
             self.warnings.append(f"{self._clipped} samples clipped at full scale")
@@ -195,14 +195,14 @@ def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]
     container cannot hold it, or the disk.
     """
     subtype, container = encoding.subtype, encoding.container
-    if not soundfile.check_format(container, subtype, encoding.endian):
+    if not soundfile.check_format(container, subtype, encoding.endian) or frames % _block_frames(encoding):
         subtype = soundfile.default_subtype(container)
-    if container in ("WAV", "WAVEX") and frames * encoding.channels * _WIDTHS.get(subtype, 1) > _RIFF_BYTES:
+    if container in ("WAV", "WAVEX") and frames * encoding.channels * WIDTHS.get(subtype, 1) > _RIFF_BYTES:
         container = "RF64"
     with replacing_locked(path) as temporary:
-        with _writable(path, encoding):
+        with _writable(path, encoding, temporary):
             file = soundfile.SoundFile(
-                temporary,
+                _native(temporary),
                 "w",
                 encoding.sample_rate,
                 encoding.channels,
@@ -214,10 +214,27 @@ def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]
             for key, value in encoding.tags.items():
                 with suppress(soundfile.LibsndfileError):  # not every container holds every tag
                     setattr(file, key, value)
-            writer = Writer(path, file, subtype, encoding)
+            writer = Writer(path, temporary, file, subtype, encoding)
             yield writer
             writer.close()
         _check_written(path, temporary, writer.frames)
+
+
+def _block_frames(encoding: Encoding) -> int:
+    """Frames in the smallest file of this encoding that is not empty: ADPCM and GSM come in whole blocks."""
+    if not _in_blocks(encoding):
+        return 1
+    file, one = io.BytesIO(), np.zeros((1, encoding.channels), np.float32)
+    try:
+        soundfile.write(file, one, encoding.sample_rate, encoding.subtype, encoding.endian, encoding.container)
+        file.seek(0)
+        return max(soundfile.info(file).frames, 1)
+    except soundfile.LibsndfileError:  # no such file can be: said when it is opened for writing
+        return 1
+
+
+def _in_blocks(encoding: Encoding) -> bool:
+    return any(name in encoding.subtype for name in _IN_BLOCKS)
 
 
 def _check_written(path: Path, temporary: Path, frames: int) -> None:
@@ -225,10 +242,24 @@ def _check_written(path: Path, temporary: Path, frames: int) -> None:
     try:
         found = count_frames(temporary)
     except AudioError as error:
-        why = "is the disk full?" if frames else "its container cannot hold a recording of no samples"
-        raise AudioError(f"{path}: cannot be written; {why}") from error
-    if found != frames:
-        raise AudioError(f"{path}: only {found} of {frames} frames could be written; is the disk full?")
+        why = _obstacle(temporary) if frames else "its container cannot hold a recording of no samples"
+        raise AudioError(f"{path}: cannot be written; {why or 'what was written cannot be read'}") from error
+    if found < frames:
+        raise AudioError(f"{path}: {_obstacle(temporary) or f'only {found} of {frames} frames could be written'}")
+    if found > frames:
+        raise AudioError(
+            f"{path}: its sample format comes in blocks, {found} frames instead of {frames}; --format flac"
+        )
+
+
+def _obstacle(path: Path) -> str:
+    """Why nothing can be added to a file, in the words of the system, which libsndfile keeps to itself."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        return DISK_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error.strerror)
+    return ""
 
 
 def write(path: Path, samples: np.ndarray, encoding: Encoding) -> list[str]:
@@ -250,16 +281,23 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writable(path: Path, encoding: Encoding) -> Iterator[None]:
+def _writable(path: Path, encoding: Encoding, temporary: Path) -> Iterator[None]:
     try:
         yield
-    except AssertionError as error:  # soundfile's way to say that less was written than given
-        raise AudioError(f"{path}: cannot be written; is the disk full?") from error
-    except (soundfile.LibsndfileError, ValueError, TypeError) as error:
+    except (soundfile.LibsndfileError, ValueError, TypeError, AssertionError) as error:
+        if why := _obstacle(temporary):  # soundfile asserts that all was written
+            raise AudioError(f"{path}: cannot be written ({why})") from error
         what = f"{encoding.container}/{encoding.subtype}, {encoding.sample_rate} Hz, {encoding.channels} channels"
         raise AudioError(f"{path}: cannot be written as {what} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return str(error.strerror)
     text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
     return text.strip().rstrip(".") or "damaged, or of a kind that libsndfile does not know"
+
+
+def _native(path: Path) -> bytes | str:
+    """The name as the system has it: soundfile encodes strings itself, and not those that are no UTF-8."""
+    return str(path) if os.name == "nt" else os.fsencode(path)

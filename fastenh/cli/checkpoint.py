@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fastenh.cli.errors import one_line
+from fastenh.errors import printable
 from fastenh.models import checkpoint
 from fastenh.models.checkpoint import Checkpoint, CheckpointError
 from fastenh.models.foreign import adopt, read_pickled
@@ -32,9 +33,9 @@ def info(files: tuple[str, ...]) -> None:
     """Describe FILES: a shipped model, a .safetensors checkpoint, or a .pth that another program pickled."""
     with one_line():
         for file in files:
-            click.echo(f"{file}:")
+            click.echo(f"{printable(str(file))}:")
             for key, value in _describe(file).items():
-                click.echo(f"  {key}: {value}")
+                click.echo(f"  {key}: {printable(str(value))}")
 
 
 def _describe(file: str) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _write(target: Path, name: str, config: Any, model: SpectralModel, training:
     if target.exists():
         raise RecipeError(f"{target}: is there already and is not replaced")
     checkpoint.save(target, name, config, model, training, half)
-    click.echo(f"{target}: {name}, {count_parameters(model):,} parameters")
+    click.echo(f"{printable(str(target))}: {name}, {count_parameters(model):,} parameters")
 
 
 def _is_ours(source: str) -> bool:

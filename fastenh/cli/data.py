@@ -10,6 +10,7 @@ import click
 from fastenh.cli.errors import one_line
 from fastenh.data.archives import unpack
 from fastenh.data.corpus import PACK_SUFFIX, Corpus
+from fastenh.errors import printable
 from fastenh.models.frontend import SAMPLE_RATE
 
 
@@ -31,9 +32,9 @@ def prepare(archives: tuple[Path, ...], folder: Path, max_gb: float) -> None:
         for archive in archives:
             unpacked = unpack(archive, folder, int(max_gb * 1e9))
             for path, count in unpacked.folders.items():
-                click.echo(f"{path}: {count} sound file{'s' * (count > 1)}")
+                click.echo(f"{printable(str(path))}: {count} sound file{'s' * (count > 1)}")
             if unpacked.left_out:
-                click.echo(f"{archive.name}: {unpacked.left_out} files that are not sound were left out")
+                click.echo(f"{printable(archive.name)}: {unpacked.left_out} files that are not sound were left out")
 
 
 @command.command("pack")
@@ -47,10 +48,13 @@ def pack(sources: tuple[Path, ...], path: Path) -> None:
     if path.suffix != PACK_SUFFIX:
         raise click.UsageError(f"-o: a pack ends in {PACK_SUFFIX}, unlike {path.name}")
     with one_line():
-        corpus = Corpus.load(list(sources), SAMPLE_RATE)
+        warnings: list[str] = []
+        corpus = Corpus.load(list(sources), SAMPLE_RATE, warnings)
+        for warning in warnings:
+            click.echo(f"warning: {printable(warning)}", err=True)
         corpus.save(path)
         began = time.perf_counter()
         Corpus.load([path], SAMPLE_RATE)
         seconds = time.perf_counter() - began
         size = f"{corpus.seconds / 3600:.2f} hours, {path.stat().st_size / 1e6:,.1f} MB"
-        click.echo(f"{path}: {len(corpus):,} recordings, {size}, opened again in {seconds:.3f} s")
+        click.echo(f"{printable(str(path))}: {len(corpus):,} recordings, {size}, opened again in {seconds:.3f} s")

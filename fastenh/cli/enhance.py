@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from fastenh.audio.files import FORMATS
+from fastenh.audio.listing import UNREAD_ADVICE
 from fastenh.cli.errors import one_line
+from fastenh.cli.interrupts import stoppable
 from fastenh.cli.progress import progress
+from fastenh.cli.terminal import Terminal
 from fastenh.enhance import job
 from fastenh.enhance.enhancer import CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
 from fastenh.models.registry import DEFAULT
 from fastenh_kernels import backend
+
+
+class _Shard(click.ParamType):
+    """ "i/n" as (i, n)."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        parts = value.split("/") if isinstance(value, str) else value
+        if len(parts) != 2 or not all(str(part).isdecimal() for part in parts):
+            self.fail(f"{value!r} does not read i/n, as 1/4", param, ctx)
+        number, count = map(int, parts)
+        if not 1 <= number <= count:
+            self.fail(f"{value!r}: the parts are 1/{count} to {count}/{count}", param, ctx)
+        return number, count
 
 
 class _BatchSize(click.IntRange):
@@ -49,8 +68,9 @@ class _BatchSize(click.IntRange):
 @click.option("--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this.")
 @click.option("--suffix", default="", help="Text put behind the name of each output, before its ending.")
 @click.option("--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs; that of the input.")
+@click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
-@click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and write nothing.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON report of each file.")
 @click.option("--jobs", type=click.IntRange(1), help="Files read and written at a time.  [default: threads + 1]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the model on the CPU.  [default: the cores]")
@@ -69,6 +89,7 @@ def command(
     atten_lim: float | None,
     suffix: str,
     ending: str | None,
+    shard: tuple[int, int] | None,
     overwrite: bool,
     dry_run: bool,
     report: Path | None,
@@ -83,42 +104,52 @@ def command(
     """Take the noise out of files and folders (searched to the bottom; a folder with a .nomedia file is left out).
 
     Without -o, FOLDER becomes FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length,
-    container and sample format stay as they are. Exit code 1 if a file failed, 2 for wrong usage.
+    container and sample format stay as they are. Several processes with one output folder share its files. Ctrl-C stops
+    with the window at hand, a second one at once; the same command goes on. Exit code 1 if a file failed or the job was
+    stopped, 2 for wrong usage.
     """
-    plain = {"stderr": True, "highlight": False, "markup": False, "soft_wrap": True}
-    console, errors = Console(quiet=quiet, **plain), Console(**plain)
+    console, errors = Terminal(quiet=quiet), Terminal()
     began = time.perf_counter()
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
-        tasks, bad = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
-        if not tasks and not bad:
-            raise JobError(f"no audio files in {', '.join(map(str, inputs))}")
+        layout = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
+        if not layout.tasks and not layout.bad:
+            raise JobError(f"no audio files in {', '.join(map(str, inputs))}{_passed_over(layout.passed)}")
+        number, count = shard or (1, 1)
+        tasks = layout.tasks[number - 1 :: count]
         spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
         enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, **spans)
         choice = backend.choose(enhancer.device)
         if verbose:
             console.print(f"backend {choice.name}: {choice.reason}")
-        results = [job.Result(path, None, "failed", error=reason) for path, reason in bad]
+        results = [job.Result(path, None, "failed", error=reason) for path, reason in layout.bad]
         for result in results:
             _show(result, errors, console, verbose)
         meter = job.Meter(tasks)
         options = job.Options(overwrite, atten_lim, jobs, threads, plan=dry_run)
-        with progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files:
-            for result in job.run(tasks, enhancer, options, meter):
+        with (
+            stoppable() as stop,
+            progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files,
+            closing(job.run(tasks, enhancer, options, meter, stop)) as run,
+        ):
+            for result in run:
                 results.append(result)
                 files.done += 1
                 _show(result, errors, console, verbose or dry_run)
         results.sort(key=lambda result: result.source)
-        summary = summarise(results, time.perf_counter() - began)
+        summary = summarise(results, time.perf_counter() - began, layout.passed)
         if report is not None:
             named = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
             named |= {"backend": choice.name, "atten_lim_db": atten_lim, **spans, "dry_run": dry_run}
             write_report(report, results, summary, named)
         console.print(_words(summary, results))
-    if summary.failed:
+    left = len(tasks) - files.done
+    if left:
+        errors.print(f"stopped with {left} files left; the same command goes on")
+    if summary.failed or left:
         raise SystemExit(1)
 
 
-def _show(result: job.Result, errors: Console, console: Console, verbose: bool) -> None:
+def _show(result: job.Result, errors: Terminal, console: Terminal, verbose: bool) -> None:
     if result.status == "failed":
         errors.print(f"error: {result.error}")
     elif verbose:
@@ -137,6 +168,8 @@ def _words(summary: Summary, results: list[job.Result]) -> str:
         parts.append(f"{summary.skipped} skipped (the output exists; --overwrite replaces it)")
     if summary.failed:
         parts.append(f"{summary.failed} failed")
+    if summary.warned:
+        parts.append(f"{summary.warned} with warnings")
     if summary.real_time_factor:
         minutes, seconds = divmod(summary.audio_seconds, 60)
         factor = summary.real_time_factor
@@ -144,4 +177,9 @@ def _words(summary: Summary, results: list[job.Result]) -> str:
         parts.append(f"real-time factor {factor:.3f} ({1 / factor:.1f}x)")
     targets = [str(result.target.parent) for result in results if result.target is not None]
     where = f" -> {os.path.commonpath(targets)}" if targets else ""
-    return ", ".join(parts) + where
+    return ", ".join(parts) + where + _passed_over(summary.passed_over)
+
+
+def _passed_over(counts: Mapping[str, int]) -> str:
+    kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
+    return f"; passed over: {kinds} ({UNREAD_ADVICE})" if kinds else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 
-from fastenh.errors import ProcessingError, UsageError
+from fastenh.errors import ProcessingError, UsageError, printable
 from fastenh_kernels import BackendError
 
 
@@ -19,6 +20,13 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except (UsageError, BackendError) as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable(str(error))) from error
     except (ProcessingError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(_words(error))) from error
+
+
+def _words(error: Exception) -> str:
+    """Python's own words for an ``OSError`` begin with its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)

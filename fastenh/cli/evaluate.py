@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -11,13 +13,19 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from fastenh.audio.files import list_audio, read_mono
+from fastenh import __version__
+from fastenh.audio.files import read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.cli.errors import one_line
+from fastenh.cli.terminal import Terminal
 from fastenh.data.pairs import Pair, PairError, match_pairs
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.evaluate import metrics
 from fastenh.evaluate.comparison import Comparison, compare
+from fastenh.evaluate.rows import Rows
 from fastenh.evaluate.tables import comparison_table, write_csv, write_json
+
+PART = ".part"  # behind the name of the results: what is known so far
 
 
 @click.command("evaluate")
@@ -44,30 +52,54 @@ def command(
     """Judge the files of NOISY, and what models make of them, against the references in CLEAN (matched by name).
 
     PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and differences to noisy.
+    With --out (or --csv), what is done is kept beside it while it runs: the same command goes on where it was stopped.
     """
-    console, errors = (
-        Console(highlight=False, soft_wrap=False),
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True),
-    )
+    console, errors = Console(highlight=False, soft_wrap=False), Terminal()
     with one_line():
         pairs = match_pairs(noisy, clean)
         systems: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}
         for model in models:
             systems[_label(model, systems)] = _with_model(model, device, dtype)
         files = [] if enhanced is None else [enhanced.name]
+        found = {} if enhanced is None else _find(enhanced, pairs)
         if enhanced is not None:
-            systems[_label(enhanced.name, systems)] = _from_files(enhanced, pairs)
-        with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-            bar = progress.add_task("evaluating", total=len(pairs))
-            comparison = compare(pairs, systems, files, jobs, lambda: progress.advance(bar))
-        console.print(comparison_table(comparison, f"{len(pairs)} pairs"))
-        _remarks(comparison, errors)
+            systems[_label(enhanced.name, systems)] = _from_files(found)
         settings = {"noisy": str(noisy), "clean": str(clean), "pairs": len(pairs), "device": device, "dtype": dtype}
         settings["threads"] = torch.get_num_threads()
+        rows = _rows(out or csv_path, [*models, *files], settings, errors)
+        with (
+            _stopped_in_words(errors, out or csv_path),
+            Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress,
+        ):
+            bar = progress.add_task("evaluating", total=len(pairs))
+            comparison = compare(
+                pairs,
+                systems,
+                files,
+                jobs,
+                lambda: progress.advance(bar),
+                rows,
+                lambda pair: _stamps([pair.noisy, pair.clean, found.get(pair.name)]),
+            )
+        console.print(comparison_table(comparison, f"{len(pairs)} pairs"))
+        _remarks(comparison, errors)
         if out is not None:
             write_json(out, comparison, settings)
         if csv_path is not None:
             write_csv(csv_path, comparison)
+        rows.finish()
+
+
+def _rows(result: Path | None, systems: list[str], settings: dict[str, Any], errors: Terminal) -> Rows:
+    """What was done before, beside the file of results; the models and metrics must be the same."""
+    if result is None:
+        return Rows()
+    same = {**settings, "fastenh": __version__, "systems": systems, "metrics": metrics.available()}
+    same["checkpoints"] = _stamps([Path(system) for system in systems])
+    rows = Rows(result.with_name(result.name + PART), same)
+    if len(rows):
+        errors.print(f"going on: {len(rows)} of {settings['pairs']} pairs are done")
+    return rows
 
 
 def _label(name: str, taken: dict[str, Callable[[Pair, np.ndarray], np.ndarray]]) -> str:
@@ -81,12 +113,31 @@ def _with_model(model: str, device: str, dtype: str) -> Callable[[Pair, np.ndarr
     return lambda pair, noisy: enhancer(noisy, metrics.SAMPLE_RATE)
 
 
-def _from_files(folder: Path, pairs: list[Pair]) -> Callable[[Pair, np.ndarray], np.ndarray]:
+@contextmanager
+def _stopped_in_words(errors: Terminal, result: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        errors.print("stopped" + ("; the same command goes on" if result else "; with --out, it could go on"))
+        raise SystemExit(1) from None
+
+
+def _stamps(paths: Sequence[Path | None]) -> list[list[int] | None]:
+    """Size and time of change of each file, by which it is known whether it is still the same."""
+    states = [path.stat() if path is not None and path.is_file() else None for path in paths]
+    return [[state.st_size, state.st_mtime_ns] if state else None for state in states]
+
+
+def _find(folder: Path, pairs: list[Pair]) -> dict[str, Path]:
+    """The file that belongs to each pair, by its name."""
     found = {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_audio(folder)}
     lacking = [pair.name for pair in pairs if pair.name not in found]
     if lacking:
         raise PairError(f"{folder}: no enhanced file named {lacking[0]} ({len(lacking)} of {len(pairs)} are missing)")
+    return found
 
+
+def _from_files(found: dict[str, Path]) -> Callable[[Pair, np.ndarray], np.ndarray]:
     def load(pair: Pair, noisy: np.ndarray) -> np.ndarray:
         samples = read_mono(found[pair.name], metrics.SAMPLE_RATE)
         if abs(samples.size - noisy.size) > 1:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fastenh.cli.errors import one_line
 from fastenh.devices import pick_device
+from fastenh.errors import printable
 from fastenh.train.loop import Trainer
 from fastenh.train.profiling import StepProfile, profile_steps
 from fastenh.train.recipe import load_recipe
@@ -53,4 +54,6 @@ def _print(found: StepProfile, trace: Path) -> None:
         for name, seconds in rows:
             table.add_row(name, f"{1e3 * seconds:,.2f}", f"{100 * seconds / found.seconds:.1f} %")
     Console(highlight=False).print(table)
-    click.echo(f"{1e3 * found.seconds:,.1f} ms a step, {found.x_realtime:,.1f} x real time; the trace: {trace}")
+    click.echo(
+        f"{1e3 * found.seconds:,.1f} ms a step, {found.x_realtime:,.1f} x real time; the trace: {printable(str(trace))}"
+    )

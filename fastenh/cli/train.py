@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from fastenh.cli.errors import one_line
+from fastenh.cli.terminal import Terminal
 from fastenh.devices import pick_device
 from fastenh.evaluate.metrics import DIGITS, LABELS
 from fastenh.models.registry import count_parameters
@@ -61,7 +61,7 @@ def command(
     """
     with one_line(), joined(pick_device(device)) as (share, target):
         first = share.rank == 0
-        console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=not first)
+        console = Terminal(quiet=not first)
         given = [f"data.{key}={json.dumps(value)}" for key, value in data.items() if value]
         recipe = load_recipe(recipe_name, [*given, *settings])
         if first:
@@ -87,7 +87,7 @@ def _opening(trainer: Trainer, name: str, data: str) -> str:
     return f"{name}, {parameters}; {data}; {ranks}{step.device.type}, {precision}; {trainer.total_steps} steps{start}"
 
 
-def _show(console: Console, event: Event, quiet: bool) -> None:
+def _show(console: Terminal, event: Event, quiet: bool) -> None:
     where = f"epoch {event['epoch']} step {event['step']}"
     if event["kind"] == "epoch":
         values = {key.removeprefix("valid_"): v for key, v in event.items() if key.startswith("valid_")}

@@ -11,16 +11,18 @@ import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 
-from fastenh.audio.files import is_audio_name
+from fastenh.audio.listing import is_audio_name
 from fastenh.errors import ProcessingError
 
 _CHUNK = 1 << 20
+Member = tuple[str, int, Callable[[], IO[bytes]]]  # name, size by its header, what opens it while the archive is open
 
 
 class ArchiveError(ProcessingError, ValueError):
@@ -69,17 +71,20 @@ def _unpack_into(archive: Path, folder: Path, max_bytes: int) -> int:
     kind = archive.suffix.lower()
     if kind == ".7z":
         return _unpack_7z(archive, folder, max_bytes)
+    members = _of_zip if kind == ".zip" else _of_tar
+    if sum(size for name, size, _ in members(archive) if is_audio_name(_safe(archive, name).name)) > max_bytes:
+        raise _too_large(archive, max_bytes)
     budget, left_out = max_bytes, 0
-    for name, content in _of_zip(archive) if kind == ".zip" else _of_tar(archive):
+    for name, _, content in members(archive):
         path = _safe(archive, name)
         if not is_audio_name(path.name):
             left_out += 1
             continue
         destination = folder / path
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with content as source, destination.open("xb") as file:
+        with content() as source, destination.open("xb") as file:
             while chunk := source.read(_CHUNK):
-                budget -= len(chunk)  # counted here: the sizes in a header are what its maker says
+                budget -= len(chunk)  # counted again: the sizes in a header are what its maker says
                 if budget < 0:
                     raise _too_large(archive, max_bytes)
                 file.write(chunk)
@@ -99,17 +104,19 @@ def _unpack_7z(archive: Path, folder: Path, max_bytes: int) -> int:
                 _safe(archive, member.filename)
                 if not (member.is_file or member.is_directory):
                     raise _special(archive, member.filename)
-            names = [member.filename for member in file.list() if member.is_file]
-            sounds = [name for name in names if is_audio_name(PurePosixPath(name).name)]
+            members = [member for member in file.list() if member.is_file]
+            sounds = [member for member in members if is_audio_name(PurePosixPath(member.filename).name)]
+            if sum(member.uncompressed for member in sounds) > max_bytes:
+                raise _too_large(archive, max_bytes)
             if sounds:
-                file.extract(folder, sounds)
+                file.extract(folder, [member.filename for member in sounds])
     except DecompressionBombError as error:
         raise _too_large(archive, max_bytes) from error
     except (SevenZipError, PasswordRequired, ValueError, TypeError, struct.error) as error:  # what damage makes of it
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveError(f"{archive}: damaged, or of a kind that cannot be read ({error})") from error
-    return len(names) - len(sounds)
+    return len(members) - len(sounds)
 
 
 def _safe(archive: Path, name: str) -> PurePosixPath:
@@ -120,23 +127,23 @@ def _safe(archive: Path, name: str) -> PurePosixPath:
     return path
 
 
-def _of_zip(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _of_zip(archive: Path) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise _special(archive, info.filename)
             if not info.is_dir():
-                yield info.filename, file.open(info)
+                yield info.filename, info.file_size, partial(file.open, info)
 
 
-def _of_tar(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _of_tar(archive: Path) -> Iterator[Member]:
     with tarfile.open(archive, "r:*") as file:
         for member in file:
             if not (member.isreg() or member.isdir()):
                 raise _special(archive, member.name)
             if member.isreg():
-                yield member.name, file.extractfile(member)
+                yield member.name, member.size, partial(file.extractfile, member)
 
 
 def _special(archive: Path, name: str) -> ArchiveError:

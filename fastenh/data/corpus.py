@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastenh.atomic import replacing
-from fastenh.audio.files import AudioError, list_audio, read_mono
+from fastenh.audio.files import AudioError, read_mono
+from fastenh.audio.listing import list_audio
+from fastenh.data.broken import left_out
 
 PACK_SUFFIX = ".safetensors"
 _PACK_FORMAT = 1
@@ -37,16 +39,22 @@ class Corpus:
         return cls(samples, sizes, sizes.cumsum(0) - sizes, sample_rate)
 
     @classmethod
-    def load(cls, sources: Sequence[Path], sample_rate: int) -> Corpus:
+    def load(cls, sources: Sequence[Path], sample_rate: int, warnings: list[str] | None = None) -> Corpus:
         """Folders are decoded; packed corpora are mapped, so that what is not touched stays on the disk.
 
-        Raises ``AudioError`` for a file that cannot be read, and where there is none.
+        ``warnings`` names files that were cut, and those that cannot be read, which are left out. Raises
+        ``AudioError`` where there are more than a few of these (``broken.py``), and where there is no recording.
         """
         parts = [_unpack(path, sample_rate) for path in sources if path.suffix == PACK_SUFFIX]
         files = [file for path in sources if path.suffix != PACK_SUFFIX for file in list_audio(path)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = list(pool.map(lambda file: to_int16(read_mono(file, sample_rate)), files))
-        recordings = [recording for recording in decoded if recording.size]
+            remarks: list[str] = []
+            decoded = list(pool.map(lambda file: _decode(file, sample_rate, remarks), files))
+        errors = [str(item) for item in decoded if isinstance(item, AudioError)]
+        found = left_out(errors, len(files))
+        if warnings is not None:
+            warnings += found + sorted(remarks)
+        recordings = [item for item in decoded if isinstance(item, np.ndarray) and item.size]
         parts += [cls.of(recordings, sample_rate)] if recordings else []
         if not parts:
             raise AudioError(f"{', '.join(map(str, sources))}: no audio files with samples in them")
@@ -107,6 +115,13 @@ class Corpus:
 def to_int16(samples: np.ndarray) -> np.ndarray:
     samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
     return np.rint(np.clip(samples, -1.0, 32767 / 32768) * 32768.0).astype(np.int16)
+
+
+def _decode(path: Path, sample_rate: int, warnings: list[str]) -> np.ndarray | AudioError:
+    try:
+        return to_int16(read_mono(path, sample_rate, warnings))
+    except AudioError as error:
+        return error
 
 
 def _unpack(path: Path, sample_rate: int) -> Corpus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastenh.data.broken import left_out
 from fastenh.data.mixing import Mixer
-from fastenh.data.pairs import Pair, load_pair
+from fastenh.data.pairs import Pair, PairError, load_pair
+from fastenh.errors import printable
 
+log = logging.getLogger("fastenh")
 Batch = tuple[Tensor, Tensor]  # noisy, clean: float32 (B, L)
 _AT_ONCE = 1 << 24  # samples that a GPU mixes together, 17 minutes: about 3 GB while it does
 
@@ -89,6 +93,7 @@ class PairFeed:
         self.pairs, self.batch_size, self.length = pairs, batch_size, length
         self.sample_rate, self.seed, self.share = sample_rate, seed, share or Share()
         self.steps_per_epoch = -(-len(pairs) // batch_size)
+        self._broken: dict[int, str] = {}  # what was found so, in the order in which it was
 
     def batch(self, step: int) -> Batch:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -98,12 +103,24 @@ class PairFeed:
         return _stack([self._crop(index, epoch) for index in self.share.of(chosen)])
 
     def _crop(self, index: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        noisy, clean, _ = load_pair(self.pairs[index], self.sample_rate)
+        noisy, clean = self._load(index)
         rng = np.random.default_rng([self.seed, epoch, index])
         start = int(rng.integers(max(1, noisy.size - self.length + 1)))
         stop = start + self.length
         padding = (0, max(0, self.length - noisy.size))
         return np.pad(noisy[start:stop], padding), np.pad(clean[start:stop], padding)
+
+    def _load(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A pair that turns out to be broken is named and left out: the one behind it stands in for it."""
+        for instead in (*range(index, len(self.pairs)), *range(index)):
+            if instead in self._broken:
+                continue
+            try:
+                return load_pair(self.pairs[instead], self.sample_rate)[:2]
+            except PairError as error:
+                self._broken[instead] = str(error)
+                log.warning("warning: %s", printable(left_out(list(self._broken.values()), len(self.pairs))[-1]))
+        raise AssertionError("left_out raises before all are broken")
 
 
 def prefetch(feed: Feed, first: int, workers: int = 2) -> Iterator[Batch]:

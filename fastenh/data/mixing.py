@@ -14,6 +14,7 @@ from fastenh.data.corpus import Corpus
 from fastenh.data.degradations import FASTEST, clip, codec, equalise, low_pass, respeed
 from fastenh.data.draws import Draws
 from fastenh.data.filters import active_rms, convolve, frame_power, from_db, rms
+from fastenh.data.settings import DecibelRange, Probability
 from fastenh.data.synthetic import synthetic_noise
 
 _EARLY = 800  # 50 ms: early reflections stay in the clean target, they help intelligibility
@@ -26,18 +27,18 @@ _SPARSE = 8  # of so many samples one is looked at where a crop is chosen
 class MixingConfig:
     """Ranges are drawn uniformly; a bare number is a probability unless its name has a unit."""
 
-    snr_db: tuple[float, float] = (-5.0, 20.0)  # on the active level of the speech
-    level_db: tuple[float, float] = (-38.0, -16.0)  # active speech level, dB below full scale
-    speed: float = 0.3  # resampled by 0.88-1.14: pitch and tempo together
-    equaliser: float = 0.4
-    reverberation: float = 0.25  # needs room responses
-    second_noise: float = 0.3
-    babble: float = 0.1
-    synthetic_noise: float = 0.25
-    band_limit: float = 0.08
-    clipping: float = 0.03
-    codec: float = 0.03
-    noise_only: float = 0.03
+    snr_db: DecibelRange = (-5.0, 20.0)  # on the active level of the speech
+    level_db: DecibelRange = (-38.0, -16.0)  # active speech level, dB below full scale
+    speed: Probability = 0.3  # resampled by 0.88-1.14: pitch and tempo together
+    equaliser: Probability = 0.4
+    reverberation: Probability = 0.25  # needs room responses
+    second_noise: Probability = 0.3
+    babble: Probability = 0.1
+    synthetic_noise: Probability = 0.25
+    band_limit: Probability = 0.08
+    clipping: Probability = 0.03
+    codec: Probability = 0.03
+    noise_only: Probability = 0.03
 
 
 class Mixer:

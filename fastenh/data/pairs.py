@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastenh.audio.files import AudioError, count_frames, list_audio, read_mono
+from fastenh.audio.files import AudioError, count_frames, read_mono
+from fastenh.audio.listing import list_audio
+from fastenh.data.broken import left_out
 from fastenh.errors import ProcessingError
 
 _TOLERATED_LAG = 0.010  # seconds: less is an offset of the recording chain, more is another take
@@ -26,11 +28,13 @@ class Pair:
     clean: Path
 
 
-def match_pairs(noisy: Path, clean: Path) -> list[Pair]:
+def match_pairs(noisy: Path, clean: Path, warnings: list[str] | None = None) -> list[Pair]:
     """The pairs of two folders (or two files): by path below the folder, else by file name without its ending.
 
     Nested folders are searched, so that an archive's own top folder does no harm.
-    Raises ``PairError`` for a missing partner, for two files of one name, and for lengths that differ.
+    Raises ``PairError`` for a missing partner, for two files of one name, and for a pair that cannot be read or whose
+    lengths differ, unless there is ``warnings``, which then names it, and it is left out (``broken.py``: if they are
+    few).
     """
     for path in (noisy, clean):
         if not path.exists():
@@ -39,9 +43,21 @@ def match_pairs(noisy: Path, clean: Path) -> list[Pair]:
         pairs = [Pair(noisy.stem, noisy, clean)]
     else:
         pairs = _match(_by_path(noisy), _by_path(clean)) or _match_strictly(noisy, clean)
-    for pair in pairs:
+    if warnings is None:
+        for pair in pairs:
+            _check_lengths(pair)
+        return pairs
+    checked = [(pair, _complaint(pair)) for pair in pairs]
+    warnings += left_out([complaint for _, complaint in checked if complaint], len(pairs))
+    return [pair for pair, complaint in checked if not complaint]
+
+
+def _complaint(pair: Pair) -> str:
+    try:
         _check_lengths(pair)
-    return pairs
+    except PairError as error:
+        return str(error)
+    return ""
 
 
 def _by_path(folder: Path) -> dict[str, Path]:

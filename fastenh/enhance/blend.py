@@ -12,6 +12,11 @@ def usable(block: np.ndarray) -> np.ndarray:
     return np.abs(block) < _ABSURD  # false for NaN
 
 
+def silenced(block: np.ndarray) -> np.ndarray:
+    """The block with silence for what is no sound."""
+    return np.where(usable(block), block, np.float32(0.0))
+
+
 class Blend:
     """Keeps the input until its enhanced form comes, and gives the output: ``share`` of the one, the rest the other."""
 
@@ -21,8 +26,7 @@ class Blend:
         self._missing = 0  # frames of output that are owed
 
     def take(self, block: np.ndarray) -> np.ndarray:
-        """The input (C, n), its unusable samples as silence."""
-        block = np.where(usable(block), block, np.float32(0.0))
+        """The input (C, n), which is given back."""
         self._missing += block.shape[1]
         if self.share:
             self._waiting = np.concatenate([self._waiting, block], axis=1)

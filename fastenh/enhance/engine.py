@@ -59,8 +59,11 @@ class Pool:
     def submit(self, window: np.ndarray) -> Future[np.ndarray]:
         future: Future[np.ndarray] = Future()
         with self._changed:
-            self._items.append((window, future))
-            self._changed.notify()
+            if self._open:
+                self._items.append((window, future))
+                self._changed.notify()
+            else:
+                future.cancel()
         return future
 
     def flush(self) -> None:
@@ -70,15 +73,19 @@ class Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends the workers; windows that still wait are cancelled."""
+        """Ends the workers."""
+        self.stop()
+        for worker in self._workers:
+            worker.join()
+
+    def stop(self) -> None:
+        """Windows that wait, and those that come, are cancelled; the ones at hand are finished."""
         with self._changed:
             self._open = False
             for _, future in self._items:
                 future.cancel()
             self._items.clear()
             self._changed.notify_all()
-        for worker in self._workers:
-            worker.join()
 
     def _work(self, torch_threads: int | None) -> None:
         if torch_threads:

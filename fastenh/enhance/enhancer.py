@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -15,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastenh.audio.files import MAX_CHANNELS
+from fastenh.audio.files import MAX_CHANNELS, RATES
+from fastenh.audio.levels import from_float, to_float
 from fastenh.audio.resampling import Resampler
 from fastenh.devices import pick_device, pick_dtype
-from fastenh.enhance.blend import Blend
+from fastenh.enhance.blend import Blend, silenced
 from fastenh.enhance.engine import Inline, Pool
 from fastenh.enhance.graphs import GraphedModel
+from fastenh.enhance.offset import Offset
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
 from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
@@ -86,24 +89,25 @@ class Enhancer:
         return cls(model, device, dtype, identity=read.sha256, **options)
 
     def __call__(self, waveform: Waveform, sample_rate: int, atten_lim_db: float | None = None) -> Waveform:
-        """(L,) or (C, L) at ``sample_rate`` -> the same shape, rate, level and kind (NumPy or torch).
+        """(L,) or (C, L) at ``sample_rate`` in Hz -> the same shape, rate, level, kind (NumPy or torch) and dtype.
 
-        NaN and infinite samples count as silence. The model works at 16 kHz: what lies above 8 kHz is taken out with
-        the noise. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more than that.
-        Raises ``ValueError`` for other shapes and ``EnhancementError`` for a model that gives non-finite samples,
-        or silence for sound where no ``atten_lim_db`` keeps some of it.
+        Floating-point samples are in -1..1; int16 and int32 have their own full scale, and are rounded and clipped to
+        it again. NaN and infinite samples count as silence. A DC offset is taken out, and so is what lies above 8 kHz:
+        the model works at 16 kHz. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more
+        than that. Raises ``ValueError`` for other shapes, dtypes and rates, and ``EnhancementError`` for a model that
+        gives non-finite samples, or silence for sound where no ``atten_lim_db`` keeps some of it.
         """
-        samples = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
-        if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[0] <= MAX_CHANNELS):
-            raise ValueError(f"a waveform is (samples,) or (channels, samples), not {samples.shape}")
-        if sample_rate <= 0:
-            raise ValueError(f"sample_rate must be positive, not {sample_rate}")
-        noisy = np.atleast_2d(samples.astype(np.float32))
+        if isinstance(waveform, Tensor):
+            plain = waveform.detach().cpu()
+            plain = plain.float() if plain.is_floating_point() else plain  # NumPy has no bfloat16
+            enhanced = torch.from_numpy(self(plain.numpy(), sample_rate, atten_lim_db))
+            return enhanced.to(waveform.device, waveform.dtype)
+        samples = np.asarray(waveform)
+        _check_shape(samples)
+        noisy = np.atleast_2d(to_float(samples))
         blocks = self.stream([noisy], noisy.shape[0], sample_rate, atten_lim_db)
         enhanced = np.concatenate([noisy[:, :0], *blocks], axis=1).reshape(samples.shape)
-        if isinstance(waveform, Tensor):
-            return torch.from_numpy(enhanced).to(waveform.device, waveform.dtype)
-        return enhanced
+        return from_float(enhanced, samples.dtype)
 
     def stream(
         self,
@@ -112,21 +116,28 @@ class Enhancer:
         sample_rate: int = SAMPLE_RATE,
         atten_lim_db: float | None = None,
         engine: Inline | Pool | None = None,
+        remarks: list[str] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Enhances a recording that comes in blocks (channels, n): yields blocks, in all as many samples.
+        """Enhances a recording that comes in blocks (channels, n), or (n,) for one channel, of the dtypes of a call.
 
-        Holds no more than a few batches of windows, however long the recording. ``engine``: who runs the model, for
-        several recordings at once; this thread unless given. Otherwise as ``__call__``.
+        Yields float32 blocks (channels, m), in all as many samples. Holds no more than a few batches of windows,
+        however long the recording. ``engine``: who runs the model, for several recordings at once; this thread unless
+        given. ``remarks``: what was done besides, in words, is added to it at the end. Otherwise as ``__call__``.
         """
+        _check_rate(sample_rate)
+        if atten_lim_db is not None and math.isnan(atten_lim_db):
+            raise ValueError("atten_lim_db is not a number")
         blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
         down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
+        offset = Offset(channels, sample_rate)
         nothing = np.zeros((channels, 0), np.float32)
         values, heard, kept = 0, 0.0, 0.0  # what the model gets and gives: samples and energies
 
         def at_16_khz() -> Iterator[np.ndarray]:
             nonlocal values, heard
-            for block, last in itertools.chain(((blend.take(b), False) for b in blocks), [(nothing, True)]):
-                low = down.feed(block, last)
+            given = (silenced(_as_block(block, channels)) for block in blocks)
+            for block, last in itertools.chain(((block, False) for block in given), [(nothing, True)]):
+                low = down.feed(blend.take(offset.feed(block, last)), last)
                 values, heard = values + low.size, heard + _energy(low)
                 yield low
 
@@ -135,6 +146,8 @@ class Enhancer:
             yield blend.give(up.feed(enhanced))
         if not blend.share and heard > _AUDIBLE * values and kept < _LOST * heard:
             raise EnhancementError("the model made silence of it; its weights may be damaged")
+        if remarks is not None and offset.largest:
+            remarks.append(f"a DC offset of {offset.largest:.2g} of full scale was removed")
         yield blend.give(up.feed(nothing, last=True), last=True)
 
     def _windows(self, blocks: Iterable[np.ndarray], channels: int, engine: Inline | Pool) -> Iterator[np.ndarray]:
@@ -193,6 +206,32 @@ def _gather(channels: list[Future[np.ndarray]]) -> np.ndarray:
     if not np.isfinite(window).all():
         raise EnhancementError("the model gave NaN or infinite samples; its weights may be damaged")
     return window
+
+
+def _check_shape(samples: np.ndarray) -> None:
+    if samples.ndim == 2 and samples.shape[0] > MAX_CHANNELS >= samples.shape[1] > 0:
+        raise ValueError(f"a waveform is (channels, samples); {samples.shape} is the other way round: transpose it")
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[0] <= MAX_CHANNELS):
+        raise ValueError(f"a waveform is (samples,) or (channels, samples), not {samples.shape}")
+
+
+def _check_rate(sample_rate: float) -> None:
+    low, high = RATES
+    if not low <= sample_rate <= high:
+        raise ValueError(f"sample_rate is in Hz, {low:,} to {high:,}, not {sample_rate}")
+
+
+def _as_block(block: np.ndarray, channels: int) -> np.ndarray:
+    """float32 (channels, n)."""
+    block = np.asarray(block)
+    rows = block[None] if block.ndim == 1 else block
+    if rows.ndim != 2 or rows.shape[0] != channels:
+        transposed = rows.ndim == 2 and rows.shape[1] == channels
+        raise ValueError(
+            f"a block is (channels, samples) of {channels} channels, not {block.shape}"
+            + (": transpose it" if transposed else "")
+        )
+    return to_float(rows)
 
 
 def _energy(block: np.ndarray) -> float:

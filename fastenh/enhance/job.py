@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import queue
+import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import CancelledError
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,12 +27,16 @@ from fastenh.enhance.enhancer import EnhancementError, Enhancer
 from fastenh.enhance.layout import Task
 from fastenh.enhance.manifest import Manifest
 
+_PAUSE = 0.2  # seconds between two looks at what other processes are at work on
 _FILES_AT_A_TIME = 16  # on a GPU: enough to fill its batches while some of them wait for the disk
 
 
 @dataclass(frozen=True)
 class Options:
-    """``jobs`` files at a time and ``threads`` threads of the model; None chooses both. ``plan`` writes nothing."""
+    """``jobs`` files at a time and ``threads`` threads of the model; None chooses both.
+
+    ``plan`` opens the files and writes nothing.
+    """
 
     overwrite: bool = False
     atten_lim_db: float | None = None
@@ -73,11 +82,17 @@ class _StopError(Exception):
 
 
 def run(
-    tasks: Sequence[Task], enhancer: Enhancer, options: Options = Options(), meter: Meter | None = None
+    tasks: Sequence[Task],
+    enhancer: Enhancer,
+    options: Options = Options(),
+    meter: Meter | None = None,
+    stop: threading.Event | None = None,
 ) -> Iterator[Result]:
     """Enhance the files; results come as they are finished. A file that fails is a result like any other.
 
     What exists is skipped, unless the manifest of an output folder says that its input or the settings have changed.
+    Processes with the same output folder share its files: what another one is at work on is waited for at the end, and
+    made here if that process dies. ``stop``, once it is set, ends the job with the windows at hand.
     Each of ``jobs`` threads reads, resamples and writes one file after the other; the windows of all of them go to
     the threads of the model. On the CPU these run a window each on one core, which is faster than a window on many.
     """
@@ -90,7 +105,7 @@ def run(
     }
     manifests = {root: Manifest(root, settings) for root in {task.root for task in tasks} if root is not None}
     if not options.plan:
-        for folder in {task.target.parent for task in tasks}:
+        for folder in {task.target.parent for task in tasks if not task.leads_out()}:
             remove_abandoned(folder)
     on_cpu = enhancer.device.type == "cpu"
     threads = options.threads or torch.get_num_threads()
@@ -98,39 +113,53 @@ def run(
     jobs = min(options.jobs or (workers + 1 if on_cpu else _FILES_AT_A_TIME), max(len(tasks), 1))
     with Pool(enhancer.run, enhancer.batch_size, workers, 1 if on_cpu else threads) as engine:
         work = _Work(enhancer, engine, options, manifests, meter or Meter([]))
-        with closing(_in_threads(work, tasks, jobs)) as results:
+        with closing(work), closing(_in_threads(work, tasks, jobs, stop or threading.Event())) as results:
             yield from results
 
 
-def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int) -> Iterator[Result]:
-    left, results = iter(tasks), queue.SimpleQueue[Result | BaseException]()
-    lock = threading.Lock()
+def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Iterator[Result]:
+    left, results = deque(tasks), queue.SimpleQueue[Result | BaseException | None]()
 
     def serve() -> None:
-        while True:
-            with lock:
-                task = None if work.stopped.is_set() else next(left, None)
-            if task is None:
-                return
-            try:
-                results.put(work.do(task))
-            except BaseException as error:  # raised where the results are read
-                results.put(error)
-                return
+        try:
+            while left and not work.stopped.is_set():
+                with suppress(IndexError):  # another thread has taken the last one
+                    _serve(work, left, results)
+        except BaseException as error:  # raised where the results are read
+            results.put(error)
+        results.put(None)
 
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(jobs)]
     for thread in threads:
         thread.start()
     try:
-        for _ in tasks:
-            result = results.get()
-            if isinstance(result, BaseException):
-                raise result
-            yield result
+        while jobs:
+            if stop.is_set():
+                work.stop()
+            with suppress(queue.Empty):
+                result = results.get(timeout=_PAUSE)
+                jobs -= result is None
+                if isinstance(result, BaseException):
+                    raise result
+                if result is not None:
+                    yield result
     finally:
-        work.stopped.set()
+        work.stop()
         for thread in threads:
             thread.join()
+
+
+def _serve(work: _Work, left: deque[Task], results: queue.SimpleQueue[Result | BaseException | None]) -> None:
+    task = left.popleft()
+    try:
+        result = work.do(task)
+    except (_StopError, CancelledError):  # in the middle of a file: it is as if it had not been begun
+        return
+    if result is not None:
+        results.put(result)
+        return
+    left.append(task)  # another process is at work on it
+    work.stopped.wait(_PAUSE)
 
 
 class _Work:
@@ -143,47 +172,70 @@ class _Work:
         self.manifests, self.meter = manifests, meter
         self.stopped = threading.Event()
 
-    def do(self, task: Task) -> Result:
+    def stop(self) -> None:
+        """The threads end with the window at hand."""
+        self.stopped.set()
+        self.engine.stop()
+
+    def close(self) -> None:
+        for manifest in self.manifests.values():
+            manifest.close()
+
+    def do(self, task: Task) -> Result | None:
+        """Nothing where another process is at work on the file."""
         began = time.perf_counter()
         try:
             result = self._do(task)
         except (AudioError, EnhancementError, OSError, MemoryError, RuntimeError, ValueError) as error:
-            text = str(error) or type(error).__name__
-            name = "" if str(task.source) in text or str(task.target) in text else f"{task.source}: "
-            result = Result(task.source, None, "failed", error=name + text)
-        result.elapsed_seconds = time.perf_counter() - began
+            result = Result(task.source, None, "failed", error=_explained(error, task))
+        if result is not None:
+            result.elapsed_seconds = time.perf_counter() - began
         return result
 
-    def _do(self, task: Task) -> Result:
-        manifest, again = self.manifests.get(task.root), ""
-        if task.target.exists() and not self.options.overwrite:
+    def _do(self, task: Task) -> Result | None:
+        manifest = self.manifests.get(task.root)
+        if task.leads_out():
+            raise AudioError(f"{task.target}: a link leads out of the output folder, nothing is written there")
+        if manifest is None or self.options.plan:
+            return self._make(task, manifest)
+        with manifest.claim(task.target) as mine:
+            return self._make(task, manifest) if mine else None
+
+    def _make(self, task: Task, manifest: Manifest | None) -> Result:
+        again = ""
+        if task.target.exists() and not self._redone(task, manifest):
             again = manifest.changed(task.source, task.target) if manifest else ""
             if not again:
                 self.meter.add(0.0, _size(task.source))
                 return Result(task.source, task.target, "skipped")
+        began = time.perf_counter()
         with files.reading(task.source) as reader:
             if self.options.plan:
+                _rehearse(task, reader)
                 return Result(task.source, task.target, "planned", again=again)
-            began = time.perf_counter()
             result = self._enhance(task, reader)
         if manifest:
             manifest.add(task.source, task.target, time.perf_counter() - began)
         result.again = again
         return result
 
+    def _redone(self, task: Task, manifest: Manifest | None) -> bool:
+        """``overwrite`` replaces what was there before this job, not what another process made meanwhile."""
+        return self.options.overwrite and not (manifest and manifest.is_recent(task.target))
+
     def _enhance(self, task: Task, reader: Reader) -> Result:
         """In blocks from file to file: a recording of any length takes the same memory."""
-        given, before = Tally(), reader.encoding
+        given, before, remarks = Tally(), reader.encoding, list[str]()
         encoding = files.converted(before, task.source, task.target)
         task.target.parent.mkdir(parents=True, exist_ok=True)
         with files.writing(task.target, encoding, reader.frames) as writer:
             noisy = self._watched(reader, given, _size(task.source))
             for block in self.enhancer.stream(
-                noisy, before.channels, before.sample_rate, self.options.atten_lim_db, self.engine
+                noisy, before.channels, before.sample_rate, self.options.atten_lim_db, self.engine, remarks
             ):
                 writer.write(block)
         warnings = [f"{given.invalid} NaN or infinite samples taken as silence"] if given.invalid else []
-        warnings += reader.warnings + writer.warnings
+        warnings += remarks + reader.warnings + writer.warnings
         return Result(task.source, task.target, "enhanced", given.frames / before.sample_rate, warnings=warnings)
 
     def _watched(self, reader: Reader, given: Tally, size: int) -> Iterator[np.ndarray]:
@@ -210,6 +262,32 @@ class Tally:
     def count(self, block: np.ndarray) -> None:
         self.frames += block.shape[1]
         self.invalid += block.size - int(np.count_nonzero(usable(block)))
+
+
+def _rehearse(task: Task, reader: Reader) -> None:
+    """Raises what a job would: where nothing can be read, or not be written in this form or at this place."""
+    encoding = files.converted(reader.encoding, task.source, task.target)
+    block = next(reader.blocks(), np.zeros((encoding.channels, 0), np.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        rehearsed = Path(folder, task.target.name)
+        try:
+            files.write(rehearsed, block, encoding)
+        except AudioError as error:
+            raise AudioError(str(error).replace(str(rehearsed), str(task.target))) from error
+    place = next(folder for folder in task.target.parents if folder.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def _explained(error: Exception, task: Task) -> str:
+    """In words, with the name of the file that it is about."""
+    if isinstance(error, OSError) and error.strerror:  # of an input that cannot be read it is an AudioError
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{task.target}: {files.DISK_FULL if full else error.strerror}"
+    text = str(error) or type(error).__name__
+    return text if str(task.source) in text or str(task.target) in text else f"{task.source}: {text}"
 
 
 def _size(path: Path) -> int:

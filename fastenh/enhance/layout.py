@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastenh.audio import files
+from fastenh.audio import listing
 from fastenh.errors import UsageError
 
 DEFAULT_SUFFIX = "-enhanced"
@@ -23,6 +24,22 @@ class Task:
     target: Path
     root: Path | None = None  # the output folder that keeps a manifest
 
+    def leads_out(self) -> bool:
+        """Whether the target would lie outside of ``root``, since a folder between them is a link."""
+        return self.root is not None and not _real(self.target.parent).is_relative_to(_real(self.root))
+
+
+@dataclass
+class Layout:
+    """The files of a job; inputs that are not there or cannot be used, each with the reason; and what was passed over.
+
+    ``passed`` counts, by ending, files in the folders that hold sound of kinds that nothing here reads.
+    """
+
+    tasks: list[Task] = field(default_factory=list)
+    bad: list[tuple[Path, str]] = field(default_factory=list)
+    passed: Counter[str] = field(default_factory=Counter)
+
 
 @dataclass(frozen=True)
 class Names:
@@ -36,26 +53,27 @@ class Names:
         return path.with_name(path.stem + (suffix or self.suffix) + (self.ending or path.suffix))
 
 
-def lay_out(inputs: Sequence[Path], names: Names) -> tuple[list[Task], list[tuple[Path, str]]]:
-    """The tasks, and the inputs that are not there or cannot be looked into, each with the reason.
+def lay_out(inputs: Sequence[Path], names: Names) -> Layout:
+    """Which file becomes which.
 
     Without ``output`` a folder becomes its sibling FOLDER-enhanced and a file NAME-enhanced.EXT beside it. In an
     ``output`` folder the trees of the inputs are kept, those of several folders below their own names.
     Raises ``JobError`` where two inputs would share an output, or an output would replace an input.
     """
-    tasks: list[Task] = []
-    bad: list[tuple[Path, str]] = []
+    layout = Layout()
     several = len(inputs) > 1
     for path in inputs:
         if path.is_dir():
-            tasks += _folder_tasks(path, _folder_target(path, names, several), names, bad)
-        elif path.is_file():
-            target = _file_target(path, names, several)
-            tasks.append(Task(path, target, names.output if names.output in target.parents else None))
+            layout.tasks += _folder_tasks(path, _folder_target(path, names, several), names, layout)
+        elif not path.is_file():
+            layout.bad.append((path, f"{path}: no such file or folder"))
+        elif path.suffix.lower() in listing.UNREAD_SUFFIXES:
+            layout.bad.append((path, f"{path}: {listing.UNREAD_ADVICE}"))
         else:
-            bad.append((path, f"{path}: no such file or folder"))
-    _check_targets(tasks)
-    return tasks, bad
+            target = _file_target(path, names, several)
+            layout.tasks.append(Task(path, target, names.output if names.output in target.parents else None))
+    _check_targets(layout.tasks)
+    return layout
 
 
 def _folder_target(folder: Path, names: Names, several: bool) -> Path:
@@ -67,11 +85,11 @@ def _folder_target(folder: Path, names: Names, several: bool) -> Path:
     return named.with_name(named.name + DEFAULT_SUFFIX)
 
 
-def _folder_tasks(folder: Path, target: Path, names: Names, bad: list[tuple[Path, str]]) -> list[Task]:
+def _folder_tasks(folder: Path, target: Path, names: Names, layout: Layout) -> list[Task]:
     def unreadable(error: OSError) -> None:
-        bad.append((Path(error.filename), f"{error.filename}: cannot be looked into ({error.strerror})"))
+        layout.bad.append((Path(error.filename), f"{error.filename}: cannot be looked into ({error.strerror})"))
 
-    sources = files.list_audio(folder, unreadable)
+    sources = listing.list_audio(folder, unreadable, layout.passed)
     inside = _real(target)
     if inside != _real(folder):  # what an earlier run put there is no input
         sources = [path for path in sources if inside not in _real(path).parents]
@@ -84,7 +102,7 @@ def _file_target(path: Path, names: Names, several: bool) -> Path:
     output, ending = names.output, names.ending or path.suffix
     if output is None:
         return names.rename(path, names.suffix or DEFAULT_SUFFIX)
-    if not several and not output.is_dir() and files.is_audio_name(output.name):
+    if not several and not output.is_dir() and listing.is_audio_name(output.name):
         if output.suffix.lower() != ending.lower():
             raise JobError(f"{output}: the name must end in {ending}; --format {output.suffix[1:]} makes another one")
         return output

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import fastenh
+from fastenh.atomic import replacing
 from fastenh.enhance.job import Result
 
 
@@ -22,6 +25,8 @@ class Summary:
     audio_seconds: float
     elapsed_seconds: float  # of the whole job
     planned: int = 0  # files that would be enhanced, if this is a dry run
+    warned: int = 0  # files with a warning
+    passed_over: dict[str, int] = field(default_factory=dict)  # files of kinds that nothing here reads, by ending
 
     @property
     def real_time_factor(self) -> float | None:
@@ -29,7 +34,9 @@ class Summary:
         return self.elapsed_seconds / self.audio_seconds if self.audio_seconds else None
 
 
-def summarise(results: Sequence[Result], elapsed_seconds: float) -> Summary:
+def summarise(
+    results: Sequence[Result], elapsed_seconds: float, passed_over: Mapping[str, int] = MappingProxyType({})
+) -> Summary:
     done = [result for result in results if result.status == "enhanced"]
     return Summary(
         enhanced=len(done),
@@ -39,11 +46,16 @@ def summarise(results: Sequence[Result], elapsed_seconds: float) -> Summary:
         audio_seconds=sum(result.audio_seconds for result in done),
         elapsed_seconds=elapsed_seconds,
         planned=sum(result.status == "planned" for result in results),
+        warned=sum(bool(result.warnings) for result in results),
+        passed_over=dict(sorted(passed_over.items())),
     )
 
 
 def write_report(path: Path, results: Sequence[Result], summary: Summary, settings: dict[str, Any]) -> None:
-    """One JSON object: ``fastenh`` (version), ``settings``, ``summary`` and ``files`` (docs/report.md)."""
+    """One JSON object: ``fastenh`` (version), ``settings``, ``summary`` and ``files`` (docs/report.md).
+
+    A name that is no UTF-8 is written as JSON writes such characters (``\\udce9``): who reads it gets the name back.
+    """
     report = {
         "fastenh": fastenh.__version__,
         "settings": settings,
@@ -51,7 +63,10 @@ def write_report(path: Path, results: Sequence[Result], summary: Summary, settin
         "files": [_record(result) for result in results],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n"
+    is_device = path.parent == Path("/dev") or (path.exists() and not path.is_file())
+    with nullcontext(path) if is_device else replacing(path) as written:
+        written.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def _record(result: Result) -> dict[str, Any]:

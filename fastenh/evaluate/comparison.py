@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from fastenh.data.pairs import Pair, load_pair
 from fastenh.evaluate import metrics
+from fastenh.evaluate.rows import Row, Rows, Values
 
 NOISY = "noisy"
-_CHUNK = 64  # pairs: enhanced first and scored then, so that the metrics take no time from the models they judge
-Values = dict[str, float | str]
+_CHUNK = 16  # pairs: enhanced first and scored then, so that the metrics take no time from the models they judge
 
 
 @dataclass(frozen=True)
@@ -88,51 +90,73 @@ def compare(
     untimed: Collection[str] = (),
     jobs: int = 0,
     on_progress: Callable[[], None] = lambda: None,
+    rows: Rows | None = None,
+    stamp: Callable[[Pair], list[Any]] = lambda pair: [],
 ) -> Comparison:
     """Score the noisy side and what each enhancer makes of it (pair, noisy (L,) at 16 kHz -> (L,)).
 
     untimed: names of those that merely read what another program made. jobs: worker processes for the metrics; 0 for
-    one a core. Raises ``PairError`` for a pair that cannot be used.
+    one a core. rows: what is done already, and is added to as it goes; a pair is done again where ``stamp`` says
+    something else of it. Raises ``PairError`` for a pair that cannot be used.
     """
-    systems = {name: System(name) for name in (NOISY, *enhancers)}
+    rows = Rows() if rows is None else rows
     chosen = metrics.available()
-    warnings: list[str] = []
-    spent = dict.fromkeys(enhancers, 0.0)
-    seconds = 0.0
+    done: list[Row] = []
     with _workers(jobs) as pool:
         for first in range(0, len(pairs), _CHUNK):
-            waiting: list[tuple[System, Pair, np.ndarray, np.ndarray]] = []
+            waiting: list[tuple[Row, str, np.ndarray, np.ndarray]] = []
+            fresh: list[Row] = []
             for pair in pairs[first : first + _CHUNK]:
-                noisy, clean, remarks = load_pair(pair, metrics.SAMPLE_RATE)
-                warnings += remarks
-                seconds += noisy.size / metrics.SAMPLE_RATE
-                waiting.append((systems[NOISY], pair, noisy, clean))
-                for name, enhance in enhancers.items():
-                    began = time.perf_counter()
-                    enhanced = enhance(pair, noisy)
-                    spent[name] += time.perf_counter() - began
-                    waiting.append((systems[name], pair, enhanced, clean))
+                row = rows.of(pair.name, stamp(pair))
+                if row is None:
+                    row = _enhance(pair, stamp(pair), enhancers, waiting)
+                    fresh.append(row)
+                done.append(row)
                 on_progress()
             _score(pool, waiting, chosen)
-    for name, elapsed in spent.items():
-        if name not in untimed and seconds:
-            systems[name].real_time_factor = elapsed / seconds
-    return Comparison(list(systems.values()), chosen, warnings)
+            rows.add(fresh)
+    systems = [_system(name, done, name != NOISY and name not in untimed) for name in (NOISY, *enhancers)]
+    return Comparison(systems, chosen, [warning for row in done for warning in row.warnings])
+
+
+def _enhance(
+    pair: Pair,
+    stamp: list[Any],
+    enhancers: dict[str, Callable[[Pair, np.ndarray], np.ndarray]],
+    waiting: list[tuple[Row, str, np.ndarray, np.ndarray]],
+) -> Row:
+    """A row without values; what is to be scored for them goes to ``waiting``."""
+    noisy, clean, warnings = load_pair(pair, metrics.SAMPLE_RATE)
+    row = Row(pair.name, stamp, noisy.size / metrics.SAMPLE_RATE, warnings)
+    waiting.append((row, NOISY, noisy, clean))
+    for name, enhance in enhancers.items():
+        began = time.perf_counter()
+        enhanced = enhance(pair, noisy)
+        row.seconds[name] = time.perf_counter() - began
+        waiting.append((row, name, enhanced, clean))
+    return row
 
 
 def _score(
-    pool: ProcessPoolExecutor, waiting: list[tuple[System, Pair, np.ndarray, np.ndarray]], chosen: tuple[str, ...]
+    pool: ProcessPoolExecutor, waiting: list[tuple[Row, str, np.ndarray, np.ndarray]], chosen: tuple[str, ...]
 ) -> None:
     futures = [pool.submit(metrics.score, estimate, clean, chosen) for _, _, estimate, clean in waiting]
-    for (system, pair, _, _), future in zip(waiting, futures, strict=True):
-        system.values[pair.name] = future.result()
+    for (row, name, _, _), future in zip(waiting, futures, strict=True):
+        row.values[name] = future.result()
+
+
+def _system(name: str, rows: Sequence[Row], timed: bool) -> System:
+    seconds = sum(row.audio_seconds for row in rows)
+    factor = sum(row.seconds[name] for row in rows) / seconds if timed and seconds else None
+    return System(name, {row.pair: row.values[name] for row in rows}, factor)
 
 
 @contextmanager
 def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     # Processes, since pesq is not thread-safe; spawned, since forking a process with torch's threads can hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs or os.cpu_count(), mp_context=context)
+    ignored = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started them
+    pool = ProcessPoolExecutor(jobs or os.cpu_count(), context, initializer=signal.signal, initargs=ignored)
     try:
         yield pool
     finally:

@@ -13,8 +13,11 @@ from typing import Any
 from rich.table import Table
 
 import fastenh
+from fastenh.atomic import replacing
 from fastenh.evaluate.comparison import NOISY, Comparison, Mean, System
 from fastenh.evaluate.metrics import DIGITS, LABELS
+
+_ESCAPED = "backslashreplace"  # a name may be no UTF-8
 
 
 def comparison_table(comparison: Comparison, title: str) -> Table:
@@ -55,7 +58,9 @@ def write_json(path: Path, comparison: Comparison, settings: dict[str, Any]) -> 
         "systems": {system.name: _record(comparison, system) for system in comparison.systems},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", _ESCAPED))
 
 
 def _record(comparison: Comparison, system: System) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def _plain(mean: Mean | None) -> dict[str, Any]:
 def write_csv(path: Path, comparison: Comparison) -> None:
     """A line per file and system: file, system, the metrics (empty where one failed)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as out:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=_ESCAPED) as out:
         writer = csv.writer(out)
         writer.writerow(["file", "system", *comparison.metrics])
         for system in comparison.systems:

@@ -7,6 +7,7 @@ tensors are matched by role and shape, in order of appearance: encoder before de
 from __future__ import annotations
 
 import pickle
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,8 +49,7 @@ def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such checkpoint") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{path}: not a checkpoint that can be read safely ({reason})") from error
+        raise CheckpointError(f"{path}: not a checkpoint that can be read safely ({_reason(error)})") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a state dict")
     if _is_state_dict(content):
@@ -58,6 +58,16 @@ def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if _is_state_dict(content.get(key)):
             return _plain(content[key]), {k: v for k, v in content.items() if k != key}
     raise CheckpointError(f"{path}: no state dict in it; keys found: {', '.join(map(str, content)) or 'none'}")
+
+
+def _reason(error: Exception) -> str:
+    """In words of our own where those of PyTorch advise to load the file without safety."""
+    if isinstance(error, pickle.UnpicklingError):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        return f"it holds {found[1]}, neither tensor nor number" if found else "damaged, or not of torch.save"
+    if isinstance(error, KeyError):
+        return "damaged, or not of torch.save"
+    return str(error).strip().splitlines()[0]
 
 
 def adopt(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastenh.data.settings import Fraction, Weight
 from fastenh.models.frontend import BINS, N_FFT, SAMPLE_RATE, Frontend
 
 _LEVEL = 0.1  # RMS of the noisy waveform inside the loss; the term weights are meant for it
@@ -20,14 +21,14 @@ _ZWICKER = 0.23
 class LossConfig:
     """Weight of each term; 0 leaves it out."""
 
-    log_magnitude: float = 0.0
-    compressed_magnitude: float = 70.0
-    compressed_complex: float = 30.0
-    si_sdr: float = 1.0
-    multi_resolution: float = 0.0
-    consistency: float = 0.0
-    loudness: float = 0.0
-    compression: float = 0.3  # the power of the compressed spectra
+    log_magnitude: Weight = 0.0
+    compressed_magnitude: Weight = 70.0
+    compressed_complex: Weight = 30.0
+    si_sdr: Weight = 1.0
+    multi_resolution: Weight = 0.0
+    consistency: Weight = 0.0
+    loudness: Weight = 0.0
+    compression: Fraction = 0.3  # the power of the compressed spectra
 
 
 def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:

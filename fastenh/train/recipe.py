@@ -1,19 +1,28 @@
-"""Recipes: TOML files that say what is trained, on what, and how. Every key is checked, by name and by type."""
+"""Recipes: TOML files that say what is trained, on what, and how. Every key is checked: its name, type and range."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fastenh.data.mixing import MixingConfig
+from fastenh.data.settings import Count, CountOrNone, Decay, Fraction, Names, Positive, Probability, Weight
 from fastenh.errors import UsageError
 from fastenh.models.registry import ModelError, entry
 from fastenh.train.losses import LossConfig
+
+Seconds = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]  # attention over more fills the memory
+_DEEP = "brackets within brackets, more than can be read"
 
 
 class RecipeError(UsageError, ValueError):
@@ -24,15 +33,15 @@ class RecipeError(UsageError, ValueError):
 class DataConfig:
     """Either ``clean`` and ``noise`` (mixed on the fly, with ``rir`` if given), or ``noisy`` and ``clean`` (pairs)."""
 
-    clean: tuple[str, ...] = ()
-    noise: tuple[str, ...] = ()
-    rir: tuple[str, ...] = ()
+    clean: Names = ()
+    noise: Names = ()
+    rir: Names = ()
     noisy: str = ""
     valid_noisy: str = ""  # judged on; without them a part of the training data is held out
     valid_clean: str = ""
-    seconds: float = 3.0  # of a training crop
-    batch_size: int = 8
-    seed: int = 0
+    seconds: Seconds = 3.0  # of a training crop
+    batch_size: Count = 8
+    seed: CountOrNone = 0
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,10 @@ class OptimiserConfig:
     """muon: the weights of linear maps by Muon, everything else by AdamW, at one learning rate and weight decay."""
 
     kind: Literal["adam", "adamw", "muon"] = "adamw"
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float = 5.0  # largest norm of the gradient
+    learning_rate: Probability = 1.5e-3
+    weight_decay: Probability = 0.01
+    betas: tuple[Decay, Decay] = (0.9, 0.98)
+    clip: Positive = 5.0  # largest norm of the gradient
 
 
 @dataclass(frozen=True)
@@ -53,26 +62,26 @@ class ScheduleConfig:
     A branch of a run (``--branch``) falls linearly to 0 over ``branch_share`` of the steps that the run has made."""
 
     kind: Literal["plateau", "cosine", "hold"] = "hold"
-    warmup_epochs: float = 1.0
-    decay_epochs: float = 10.0
-    branch_share: float = 0.2
-    factor: float = 0.5
-    patience: int = 5
+    warmup_epochs: Weight = 1.0
+    decay_epochs: Weight = 10.0
+    branch_share: Positive = 0.2
+    factor: Fraction = 0.5
+    patience: CountOrNone = 5
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    epochs: int = 30
-    steps_per_epoch: int = 100  # of mixed data; an epoch of pairs shows each pair once
-    early_stop: int = 0  # epochs without progress before the end; 0 for never
-    accumulate: int = 1  # parts that a batch passes through the model in: less memory, the same gradient
-    ema: float = 0.0  # decay per step of the averaged weights that are validated and kept; 0 for none
+    epochs: Count = 30
+    steps_per_epoch: Count = 100  # of mixed data; an epoch of pairs shows each pair once
+    early_stop: CountOrNone = 0  # epochs without progress before the end; 0 for never
+    accumulate: Count = 1  # parts that a batch passes through the model in: less memory, the same gradient
+    ema: Decay = 0.0  # decay per step of the averaged weights that are validated and kept; 0 for none
     init: str = ""  # a shipped model or a checkpoint to start from
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on CUDA
     graph: Literal["auto", "off"] = "auto"  # of forward and backward pass; auto: on CUDA, one process
-    validation_pairs: int = 32  # made or held out, where no valid_noisy is given
-    scored_pairs: int = 8  # of them, for PESQ, STOI and SI-SDR
+    validation_pairs: Count = 32  # made or held out, where no valid_noisy is given
+    scored_pairs: CountOrNone = 8  # of them, for PESQ, STOI and SI-SDR
 
 
 @dataclass(frozen=True)
@@ -102,34 +111,38 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"no recipe {source!r}: neither a file nor one of {names}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid TOML ({error})") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: {_DEEP}") from error
     for setting in settings:
         _apply(values, setting)
     return make_recipe(values)
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
-    """A recipe from plain values. Raises ``RecipeError`` naming the key that is wrong."""
+    """A recipe from plain values. Raises ``RecipeError`` naming all keys that are wrong."""
     model = values.get("model")
     try:
         config = entry(model if isinstance(model, str) else "").config
     except ModelError as error:
         raise RecipeError(f"model: {error}") from error
-    sections = {f.name: get_type_hints(Recipe)[f.name] for f in dataclasses.fields(Recipe) if f.name != "model"}
-    sections["config"] = config
-    parts: dict[str, Any] = {}
-    counts = {"data": ("seconds", "batch_size"), "run": ("epochs", "steps_per_epoch", "validation_pairs", "accumulate")}
-    for key, value in values.items():
-        if key == "model":
+    sections = {**get_type_hints(Recipe), "config": config}
+    del sections["model"]
+    parts: dict[str, Any] = {"config": config()}
+    errors: list[str] = []
+    for name, table in values.items():
+        if name == "model":
             continue
-        if key not in sections:
-            raise RecipeError(f"{key}: no such section; there are model, {', '.join(sections)}")
-        if not isinstance(value, dict):
-            raise RecipeError(f"{key}: must be a table, not {value!r}")
-        parts[key] = _section(sections[key], value, key)
-        for name in counts.get(key, ()):
-            if getattr(parts[key], name) <= 0:
-                raise RecipeError(f"{key}.{name}: must be more than 0, not {getattr(parts[key], name)}")
-    return Recipe(model=model, **{"config": config(), **parts})
+        if name not in sections:
+            errors.append(f"{name}: no such section; there are model, {', '.join(sections)}")
+        elif not isinstance(table, dict):
+            errors.append(f"{name}: must be a table, not {reprlib.repr(table)}")
+        else:
+            parts[name] = _section(sections[name], table, name, errors)
+    if not errors:
+        errors = _model_errors(parts["config"])
+    if errors:
+        raise RecipeError("; ".join(errors))
+    return Recipe(model=model, **parts)
 
 
 def to_values(recipe: Recipe) -> dict[str, Any]:
@@ -160,40 +173,35 @@ def parse_setting(setting: str) -> tuple[str, Any]:
         return name, tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return name, text  # a bare word is a string
+    except RecursionError as error:
+        raise RecipeError(f"--set {name}: {_DEEP}") from error
 
 
-def _section(cls: type, values: dict[str, Any], name: str) -> Any:
-    hints = get_type_hints(cls)
-    for key in values:
-        if key not in hints:
-            raise RecipeError(f"{name}.{key}: no such key; there are {', '.join(hints)}")
-    try:
-        return cls(**{key: _convert(hints[key], value, f"{name}.{key}") for key, value in values.items()})
-    except ModelError as error:
-        raise RecipeError(f"{name}: {error}") from error
+def _section(cls: type, values: dict[str, Any], name: str, errors: list[str]) -> Any:
+    known = [field.name for field in dataclasses.fields(cls)]
+    unknown = [key for key in values if key not in known]
+    errors += [f"{name}.{key}: no such key; there are {', '.join(known)}" for key in unknown]
+    plain = json.dumps({key: value for key, value in values.items() if key in known}, default=str)
+    try:  # as JSON: its strict mode takes a list for a tuple and no truth value for a number
+        return TypeAdapter(cls).validate_json(plain, strict=True)
+    except ValidationError as error:
+        errors += [_words(name, details) for details in error.errors()]
+        return None
 
 
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in args:
-            raise RecipeError(f"{key}: must be one of {', '.join(map(str, args))}, not {value!r}")
-        return value
-    if origin is tuple:
-        return _convert_tuple(args, value, key)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise RecipeError(f"{key}: must be {hint.__name__}, not {value!r}")
-    return value
+def _words(section: str, details: Any) -> str:
+    """One of pydantic's errors, with the path of its key."""
+    path = ".".join([section, *map(str, details["loc"])])
+    text = details["msg"].removeprefix("Value error, ").replace("Input should", "must", 1)
+    return f"{path}: {text}, not {reprlib.repr(details['input'])}"
 
 
-def _convert_tuple(args: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    open_ended = len(args) == 2 and args[1] is Ellipsis
-    if open_ended and isinstance(value, str):
-        value = [value]
-    if not isinstance(value, list | tuple) or (not open_ended and len(value) != len(args)):
-        count = "a list" if open_ended else f"a list of {len(args)}"
-        raise RecipeError(f"{key}: must be {count}, not {value!r}")
-    hints = [args[0]] * len(value) if open_ended else args
-    return tuple(_convert(hint, item, key) for hint, item in zip(hints, value, strict=True))
+def _model_errors(config: Any) -> list[str]:
+    """Numbers of a model's configuration that no network has; its class says the types alone."""
+    errors = []
+    for key, value in dataclasses.asdict(config).items():
+        for number in value if isinstance(value, tuple) else [value]:
+            limit = 1 if key == "dropout" else 1_000_000
+            if isinstance(number, int | float) and not (math.isfinite(number) and 0 <= number <= limit):
+                errors.append(f"config.{key}: must be in 0 to {limit:,}, not {number}")
+    return errors

@@ -55,8 +55,9 @@ def open_sources(recipe: Recipe, device: torch.device = _CPU, share: Share | Non
 def _mixed(recipe: Recipe, device: torch.device, share: Share) -> Sources:
     data, run = recipe.data, recipe.run
     length = round(data.seconds * SAMPLE_RATE)
-    speech, noise = (Corpus.load([Path(p) for p in paths], SAMPLE_RATE) for paths in (data.clean, data.noise))
-    rooms = Corpus.load([Path(p) for p in data.rir], SAMPLE_RATE) if data.rir else None
+    broken: list[str] = []
+    speech, noise = (_load(paths, broken) for paths in (data.clean, data.noise))
+    rooms = _load(data.rir, broken) if data.rir else None
     parts = f"{speech.seconds / 60:.1f} min of speech, {noise.seconds / 60:.1f} min of noise"
     if device.type != "cpu" and speech.bytes + noise.bytes < _free_bytes(device) // 2:
         speech, noise = speech.to(device), noise.to(device)
@@ -69,7 +70,11 @@ def _mixed(recipe: Recipe, device: torch.device, share: Share) -> Sources:
         validation = list(zip(*sides, strict=True))
     mixer = Mixer(recipe.mixing, speech, noise, rooms, length, data.seed)
     feed = MixFeed(mixer, data.batch_size, run.steps_per_epoch, share)
-    return Sources(feed, validation, description, warnings)
+    return Sources(feed, validation, description, broken + warnings)
+
+
+def _load(paths: Sequence[str], warnings: list[str]) -> Corpus:
+    return Corpus.load([Path(path) for path in paths], SAMPLE_RATE, warnings)
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -81,7 +86,8 @@ def _recorded(recipe: Recipe, share: Share) -> Sources:
     data = recipe.data
     if len(data.clean) != 1:
         raise RecipeError("data.clean: pairs take one folder of clean recordings")
-    pairs = match_pairs(Path(data.noisy), Path(data.clean[0]))
+    broken: list[str] = []
+    pairs = match_pairs(Path(data.noisy), Path(data.clean[0]), broken)
     validation, warnings = _given_validation(data)
     if not validation:
         held = pairs[:: max(_HELD_OUT, len(pairs) // recipe.run.validation_pairs)]
@@ -90,7 +96,7 @@ def _recorded(recipe: Recipe, share: Share) -> Sources:
     warnings += check_pairs(pairs)
     length = round(data.seconds * SAMPLE_RATE)
     feed = PairFeed(pairs, data.batch_size, length, SAMPLE_RATE, data.seed, share)
-    return Sources(feed, validation, f"{len(pairs)} pairs", warnings)
+    return Sources(feed, validation, f"{len(pairs)} pairs", broken + warnings)
 
 
 def _given_validation(data: DataConfig) -> tuple[list[tuple[np.ndarray, np.ndarray]], list[str]]:

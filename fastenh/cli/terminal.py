@@ -1,0 +1,19 @@
+"""Where the commands print: stderr, a line for each thing that is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from fastenh.errors import printable
+
+
+class Terminal(Console):
+    """Text as it is, without colours, markup or wrapping; what a name holds beyond characters is escaped."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(stderr=True, highlight=False, markup=False, soft_wrap=True, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
