@@ -9,6 +9,6 @@ python=${PYTHON:-python3.12}
 mkdir -p .whl
 "$python" -m pip download -q --no-deps --only-binary :all: -d .whl \
   soundfile cffi pycparser soxr safetensors click pystoi scipy pytest pytest-xdist execnet pluggy iniconfig packaging \
-  pygments hypothesis sortedcontainers
+  pygments hypothesis sortedcontainers pydantic pydantic-core annotated-types typing-inspection typing-extensions
 "$python" -m pip wheel -q --no-deps -w .whl pesq || echo "pesq could not be built: left out" >&2
 du -ch .whl/*.whl | tail -1
