@@ -1,6 +1,7 @@
 """Which backend runs where: asked for, chosen, proven; and that every operation has what the dispatcher relies on."""
 
 import inspect
+import json
 
 import pytest
 import torch
@@ -167,3 +168,15 @@ def test_a_child_that_dies_is_a_fault(monkeypatch):
     rows = proving._child("cpu", "float32", "complex_mask")
     assert [row["fault"] for row in rows] == ["complex_mask fails (no answer from its test (1))"] * 2
     assert [row["gradients"] for row in rows] == [False, True]
+
+
+def test_a_child_that_hangs_is_a_fault_and_what_it_said_counts(monkeypatch, tmp_path):
+    said = proving._row(proof.Proof("mask_head", 1.0, 0.1), "mask_head", "float16", False)
+    script = tmp_path / "python"
+    script.write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(proving.sys, "executable", str(script))
+    monkeypatch.setattr(proving, "_PATIENCE_S", 1)
+    rows = proving._child("cpu", "float16", "mask_head")
+    assert rows[0] == said
+    assert [row["fault"] for row in rows[1:]] == ["mask_head fails (no answer from its test (no end))"] * 2

@@ -169,7 +169,7 @@ def test_band_matrices_keep_what_is_constant(bands):
     ("form", "training"),
     [
         ("offline", True),
-        ("live", False),
+        pytest.param("live", False, marks=pytest.mark.slow),
         pytest.param("offline", False, marks=pytest.mark.slow),
         pytest.param("live", True, marks=pytest.mark.slow),
     ],

@@ -83,7 +83,8 @@ def _child(device: str, dtype: str, operation: str, frames: Sequence[int] = FRAM
         )
         written, code = done.stdout, done.returncode
     except subprocess.TimeoutExpired as error:
-        written, code = (error.stdout or b"").decode(), "no end"
+        written, code = error.stdout or "", "no end"
+        written = written if isinstance(written, str) else written.decode()  # bytes, in Python 3.11
     rows = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
     if code != 0:
         words = f"no answer from its test ({code})"

@@ -14,7 +14,7 @@ from fastenh_kernels.operation import OPERATIONS
 
 pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
 AXES = pytest.mark.parametrize("axis", ["frequency", "time"])
-LENGTHS = [1, 2, 17, 63, 64, 65, 80, 100, 129, 188, 257, 401]
+LENGTHS = [1, 2, 17, 63, 64, 65, 80, 100, 129, 188, 257, pytest.param(401, marks=pytest.mark.slow)]
 F64 = torch.float64
 
 
