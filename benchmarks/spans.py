@@ -34,13 +34,14 @@ _LEVEL = 800  # samples on either side of a seam: 50 ms
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs=2, type=Path, action="append", required=True, metavar=("NOISY", "CLEAN"))
+    parser.add_argument("--model", default="dpt_complex")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--settings", nargs="+", default=DEFAULT, metavar="SPAN:CONTEXT")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pairs = [pair for folders in options.pairs for pair in _pairs(*folders)]
     longest = [noisy for noisy, _ in sorted(pairs, key=lambda pair: -pair[0].size)[:_LONGEST]]
-    model = checkpoint.load("dpt")[0]
+    model = checkpoint.load(options.model)[0]
     print(
         "| span | context | PESQ | STOI | SI-SDR (dB) | cost | seams | apart (dB) | level at seams / elsewhere (dB) |"
     )

@@ -36,6 +36,7 @@ Waveform = TypeVar("Waveform", np.ndarray, Tensor)
 # With these a window is 256 frames: lengths that 32 divides make the softmax of a CPU 1.2 to 1.8 times as fast.
 SPAN_SECONDS, CONTEXT_SECONDS = 3.58, 0.25
 _LONGEST = 600  # seconds: attention over a window of ten minutes fills 20 GB
+_FADE = 6400  # samples, 0.4 s: neighbours disagree, and a slow change is heard less (docs/spans.md)
 _AUDIBLE = 1e-6  # mean square: -60 dBFS
 _LOST = 1e-12  # of the energy: no noise suppression takes 120 dB off a whole recording
 
@@ -73,7 +74,7 @@ class Enhancer:
         if not 0 < span_seconds <= _LONGEST or not 0 <= context_seconds <= _LONGEST:
             raise SpanError(f"a span is up to {_LONGEST} s long, not {span_seconds}, and so is its context")
         span, context = round(span_seconds * SAMPLE_RATE), round(context_seconds * SAMPLE_RATE)
-        self.spans = Spans(span, context, fade=min(800, span, 2 * context) // 2 * 2)  # 50 ms
+        self.spans = Spans(span, context, fade=min(_FADE, span, 2 * context) // 2 * 2)
         if isinstance(model, SpectralModel) and self.device.type == "cuda":
             self._compute = GraphedModel(self._compute, self.spans.window)
 
