@@ -478,6 +478,19 @@ def test_devices_share_the_batches_of_one(speech, noises, ramp_pairs):
         feeds(Share(0, 3))[0].batch(0)
 
 
+def test_a_gpu_mixes_many_batches_at_once(speech, noises, monkeypatch):
+    """And rows that nothing was drawn for beside the others: each batch is that of its number."""
+    monkeypatch.setattr("fastenh.data.feed._AT_ONCE", 3 * 2 * 8000)
+    config = MixingConfig()
+    feed = MixFeed(Mixer(config, speech, noises, None, 8000, seed=0), 4, 5, Share(1, 2))
+    expected = [feed.batch(step) for step in range(2, 9)]
+    monkeypatch.setattr("fastenh.data.draws._multiple", lambda device: 4)
+    for (noisy, clean), batch in zip(expected, feed.together(2), strict=False):
+        assert batch[0].shape == (2, 8000)
+        torch.testing.assert_close(batch[0], noisy, rtol=0, atol=1e-5)
+        torch.testing.assert_close(batch[1], clean, rtol=0, atol=1e-5)
+
+
 def test_prefetching_keeps_the_order_and_passes_errors_on(speech, noises):
     feed = MixFeed(Mixer(PLAIN, speech, noises, None, 8000, seed=0), batch_size=2, steps_per_epoch=5)
     ahead = prefetch(feed, 3)

@@ -108,6 +108,25 @@ def test_share_alike_and_unclear_sources_are_left_out(tmp_path):
         select(data, selected)
 
 
+def test_no_speaker_is_taken_for_longer_than_asked(tmp_path):
+    data, selected = tmp_path / "train", tmp_path / "run-data"
+    for part in ("speech", "noise"):
+        (data / part).mkdir(parents=True)
+    rows = [(f"{speaker}{n}.ogg", speaker) for speaker in "ab" for n in range(9 if speaker == "a" else 2)]
+    for name, _ in rows:
+        (data / "speech" / name).touch()
+    lines = "".join(f"{name},free,{speaker},20\n" for name, speaker in rows)
+    (data / "speech_index.csv").write_text(f"file,source,speaker,seconds\n{lines}")
+    (data / "noise_index.csv").write_text("file,source\n")
+    (tmp_path / "SOURCES.csv").write_text("set,source,minutes,licence\ntrain/speech,free,4,CC0\n")
+    taken = []
+    for _ in range(2):
+        select(data, selected, 1.0)
+        taken.append(sorted(path.name for path in (selected / "speech").iterdir()))
+    assert taken[0] == taken[1]
+    assert [sum(name[0] == speaker for name in taken[0]) for speaker in "ab"] == [3, 2]
+
+
 def test_pieces_hold_everything_once(tmp_path):
     for part, count in (("speech", 5), ("noise", 3)):
         (tmp_path / "train" / part).mkdir(parents=True)

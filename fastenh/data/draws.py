@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 _BLOCK = 128  # numbers made at once: a plan takes them one by one, a GPU would rather not make them so
-_GPU_ROWS = 16
 _GAMMA = 0x9E3779B97F4A7C15
 _BRANCH, _NORMAL, _UNIFORM = 1 << 40, 2 << 40, 3 << 40  # streams of one key
 
@@ -69,7 +68,8 @@ class Draws:
         if not count:
             return x
         rows = chosen.byte().argsort(descending=True, stable=True)
-        computed = rows[: -(-count // _GPU_ROWS) * _GPU_ROWS] if x.is_cuda else rows[:count]
+        multiple = _multiple(x.device)
+        computed = rows[: -(-count // multiple) * multiple]
         changed = change(Draws(keys[computed]), x[computed])
         return x.index_copy(0, rows[:count], changed[:count])
 
@@ -77,6 +77,11 @@ class Draws:
         """Keys for one more purpose."""
         self._streams += 1
         return _mix(self._keys + (kind + self._streams))
+
+
+def _multiple(device: torch.device) -> int:
+    """Of which the number of rows that are computed is one."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _uniform(keys: Tensor, count: int) -> Tensor:

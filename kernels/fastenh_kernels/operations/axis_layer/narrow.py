@@ -35,9 +35,8 @@ def head_matrices(p_weight, h, C: tl.constexpr, D: tl.constexpr):
 def keys_and_values(b_n, b_wkv, p_bias, h, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr):
     """[M, D] twice, of normalised rows [M, C]: one product, split in registers."""
     o_kv = tl.arange(0, 2 * D)
-    b_kv = tl.dot(b_n, tl.trans(b_wkv), input_precision=PRECISION) + row_of(
-        p_bias, C + o_kv // D * C + h * D + o_kv % D
-    )
+    b_bias = row_of(p_bias, C + o_kv // D * C + h * D + o_kv % D)
+    b_kv = tl.dot(b_n, tl.trans(b_wkv), input_precision=PRECISION) + b_bias
     return tl.split(tl.permute(tl.reshape(b_kv.to(b_n.dtype), (M, 2, D)), (0, 2, 1)))
 
 
