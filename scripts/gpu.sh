@@ -34,7 +34,7 @@ fi
 export PYTHONPATH="$site:$PWD:$PWD/kernels" PYTHONUNBUFFERED=1
 
 cache=$(mktemp -d)
-export TRITON_CACHE_DIR="$cache/triton" FASTENH_CACHE="$cache/fastenh"
+export TRITON_CACHE_DIR="$cache/triton" FASTENH_CACHE="$cache/fastenh" TORCHINDUCTOR_CACHE_DIR="$cache/inductor"
 if [[ -f .cache/cache.tar.gz ]]; then tar -xzf .cache/cache.tar.gz -C "$cache"; fi
 
 failed=()
