@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import fastenh_kernels
 from fastenh.models.blocks import AxisLayer, convolve_normalise
 
 _STRIDE = 4  # bins a convolved band
@@ -118,15 +119,17 @@ class TimeLayer(nn.Module):
     def __init__(self, config: DPTComplexConfig) -> None:
         super().__init__()
         c, taps = config.channels, config.taps
-        self.frames = (taps - 1, 0) if config.causal else (taps // 2, taps // 2)
+        self.ahead = 0 if config.causal else taps // 2
         self.norm = nn.LayerNorm(c)
         self.taps = nn.Conv2d(c, c, (taps, 1), groups=c)
         self.attention = AxisLayer(c, config.heads, config.feed_forward, config.dropout, "time", config.history)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F, C) -> (B, T, F, C)."""
-        near = F.pad(self.norm(x), (0, 0, 0, 0, *self.frames)).permute(0, 3, 1, 2)
-        return self.attention(x + self.taps(near).permute(0, 2, 3, 1))
+        weight = self.taps.weight.flatten(1)
+        return self.attention(
+            fastenh_kernels.norm_taps(x, self.norm.weight, self.norm.bias, weight, self.taps.bias, self.ahead)
+        )
 
 
 def band_matrices(bands: int, rows: int = 256 // _STRIDE) -> tuple[Tensor, Tensor]:

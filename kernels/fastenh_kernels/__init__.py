@@ -15,4 +15,5 @@ from fastenh_kernels.operations.decoder_taps import decoder_taps as decoder_taps
 from fastenh_kernels.operations.encoder_conv import encoder_conv as encoder_conv
 from fastenh_kernels.operations.encoder_front import encoder_front as encoder_front
 from fastenh_kernels.operations.mask_head import mask_head as mask_head
+from fastenh_kernels.operations.norm_taps import norm_taps as norm_taps
 from fastenh_kernels.operations.upsampled_moments import upsampled_moments as upsampled_moments
