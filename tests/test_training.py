@@ -429,7 +429,8 @@ def test_graphed_steps_are_those_of_the_step(kind):
             optimiser.step()
             averages.update_parameters(model)
 
-        step = GraphedStep(differentiate, update, model.parameters(), optimiser.param_groups)
+        step = GraphedStep(differentiate, update, model.parameters(), optimiser)
+        optimiser.load_state_dict(optimiser.state_dict())  # as a run that goes on does
         found = []
         for number in range(8):
             noisy, clean = torch.randn(2, 5 if number == 6 else 4, 8, device="cuda")
@@ -450,7 +451,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(caplog, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Stream", refuse)
     updates = []
-    step = GraphedStep(lambda noisy, clean: noisy.sum() + clean.sum(), lambda: updates.append(1), [], [])
+    step = GraphedStep(lambda noisy, clean: noisy.sum() + clean.sum(), lambda: updates.append(1), [], types.SimpleNamespace(param_groups=[]))
     for number in range(6):
         batch = torch.full((2, 3), float(number))
         assert step.differentiate(batch, batch).item() == 12.0 * number

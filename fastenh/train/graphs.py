@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,15 @@ log = logging.getLogger("fastenh")
 _WARM_UP = 3  # calls that compile and tune, before the capture
 
 
+class Optimiser(Protocol):
+    param_groups: list[dict[str, Any]]  # other ones after a state was loaded
+
+
 class GraphedStep:
     """``differentiate(noisy, clean)`` and ``update()``, replayed.
 
     The first drops the gradients of ``parameters``, leaves new ones and returns what it found; the second moves the
-    parameters by them, with the learning rate of ``groups``, those of the optimiser. Both are captured at the fourth
+    parameters by them, with the learning rate that ``optimiser`` has in its groups. Both are captured at the fourth
     batch; batches of another shape run as they are. What a graph writes stays where it is: results and gradients are
     good until the next call. Where something cannot be captured, one line of the log says so and it runs.
     """
@@ -28,10 +32,10 @@ class GraphedStep:
         differentiate: Callable[[Tensor, Tensor], Tensor],
         update: Callable[[], None],
         parameters: Iterable[nn.Parameter],
-        groups: list[dict[str, Any]],
+        optimiser: Optimiser,
     ) -> None:
         self._differentiate, self._update = differentiate, update
-        self._parameters, self._groups = list(parameters), groups
+        self._parameters, self._optimiser = list(parameters), optimiser
         self._calls, self._replays = 0, False
         self._first: torch.cuda.CUDAGraph | None = None
         self._second: torch.cuda.CUDAGraph | None = None
@@ -56,7 +60,7 @@ class GraphedStep:
         if not self._replays or self._second is None:
             self._update()
             return
-        self._rate.fill_(self._groups[0]["lr"])
+        self._rate.fill_(self._optimiser.param_groups[0]["lr"])
         self._second.replay()
 
     def _capture(self, noisy: Tensor, clean: Tensor) -> None:
@@ -77,7 +81,7 @@ class GraphedStep:
             self._first, self._inputs = graph, buffers
         if self._first is None:
             return
-        with _said("the optimiser"), _rate_on_device(self._groups, self._rate):
+        with _said("the optimiser"), _rate_on_device(self._optimiser.param_groups, self._rate):
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._update()

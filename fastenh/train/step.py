@@ -51,8 +51,7 @@ class Step:
         self._statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms, a step ago
         self.differentiate, self.update = self._differentiate, self._update
         if recipe.run.graph == "auto" and device.type == "cuda" and self.share.ranks == 1:
-            groups = self.optimiser.param_groups
-            graphed = GraphedStep(self._differentiate, self._update, self.model.parameters(), groups)
+            graphed = GraphedStep(self._differentiate, self._update, self.model.parameters(), self.optimiser)
             self.differentiate, self.update = graphed.differentiate, graphed.update
 
     def __call__(self, batch: Batch, number: int, learning_rate: float) -> float:
