@@ -451,7 +451,12 @@ def test_what_cannot_be_captured_runs_without_a_graph(caplog, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "Stream", refuse)
     updates = []
-    step = GraphedStep(lambda noisy, clean: noisy.sum() + clean.sum(), lambda: updates.append(1), [], types.SimpleNamespace(param_groups=[]))
+    step = GraphedStep(
+        lambda noisy, clean: noisy.sum() + clean.sum(),
+        lambda: updates.append(1),
+        [],
+        types.SimpleNamespace(param_groups=[]),
+    )
     for number in range(6):
         batch = torch.full((2, 3), float(number))
         assert step.differentiate(batch, batch).item() == 12.0 * number

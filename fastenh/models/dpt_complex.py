@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastenh_kernels
-from fastenh.models.blocks import AxisLayer, convolve_normalise
+from fastenh.models.blocks import AxisLayer, fold_batch_norm
 
 _STRIDE = 4  # bins a convolved band
 _EPS = 1e-10  # of the power: finite gradients at 0
@@ -73,8 +73,7 @@ class DPTComplex(nn.Module):
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
         compressed, magnitude = compress(spectrum[:, :-1], self.compression)
-        x = torch.cat([compressed, magnitude.unsqueeze(1)], 1)
-        x = F.pad(x, self.frames).contiguous(memory_format=torch.channels_last)
+        x = F.pad(torch.cat([compressed, magnitude.unsqueeze(-1)], -1), (0, 0, 0, 0, *self.frames))
         x = F.silu(convolve_normalise(self.front, self.front_norm, x))
         skips = [x]
         for convolution in self.encoder:
@@ -82,23 +81,28 @@ class DPTComplex(nn.Module):
             skips.append(x)
         x = self._dual_path(x)
         for mix, convolution in zip(self.mix, self.decoder, strict=False):
-            x = convolution(mix(torch.cat([x, skips.pop()], 1)))
-        x = self.mix[-1](torch.cat([x, skips.pop()], 1))
-        first = self.frames[1]  # a transposed convolution gives 2 frames more, on the side of the padding
-        mask = self.head(x)[..., first : first + spectrum.shape[-1]]
-        return F.pad(expand(multiply(mask, compressed), self.compression), (0, 0, 0, 1))
+            x = convolution(mix(torch.cat([x, skips.pop()], -1)))
+        x = self.mix[-1](torch.cat([x, skips.pop()], -1))
+        mask = expand(multiply(self._mask(x), compressed), self.compression)
+        return F.pad(mask, (0, 0, 0, 1))
 
     def _dual_path(self, x: Tensor) -> Tensor:
-        """(B, C', 64, T) -> (B, C', 64, T), in between (B, T, bands, C)."""
-        y = self.enter(torch.matmul(self.to_bands, x.permute(0, 3, 2, 1))) + self.positions
+        """(B, T, 64, C') -> (B, T, 64, C'), in between (B, T, bands, C)."""
+        y = self.enter(torch.matmul(self.to_bands, x)) + self.positions
         for layer in self.layers:
             y = layer(y)
-        y = torch.matmul(self.from_bands, self.leave(y))
-        return y.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+        return torch.matmul(self.from_bands, self.leave(y))
+
+    def _mask(self, x: Tensor) -> Tensor:
+        """(B, T, 64, C') -> real pairs (B, T, 256, 2)."""
+        first = self.frames[1]  # a transposed convolution gives 2 frames more, on the side of the padding
+        weight = self.head.weight.transpose(2, 3)
+        y = F.conv_transpose2d(x.permute(0, 3, 1, 2), weight, self.head.bias, (1, _STRIDE), (0, 2))
+        return y[:, :, first : first + x.shape[1]].permute(0, 2, 3, 1)
 
 
 class FrequencyConv(nn.Module):
-    """Convolution over ``taps`` bands of each frame, batch norm, SiLU: (B, C, F, T) -> (B, C', F, T)."""
+    """Convolution over ``taps`` bands of each frame, batch norm, SiLU: (B, T, F, C) -> (B, T, F, C')."""
 
     def __init__(self, channels: int, out: int, taps: int) -> None:
         super().__init__()
@@ -139,22 +143,32 @@ def band_matrices(bands: int, rows: int = 256 // _STRIDE) -> tuple[Tensor, Tenso
     return triangles / triangles.sum(1, keepdim=True), (triangles / triangles.sum(0)).T.contiguous()
 
 
+def convolve_normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """``norm(conv(x))``, the weights of ``conv`` (C', C, F taps, T taps): (B, T, F, C) -> (B, T', F', C').
+
+    In evaluation the batch norm is folded into the convolution.
+    """
+    weight, bias = (conv.weight, None) if norm.training else fold_batch_norm(conv, norm)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight.transpose(2, 3), bias, conv.stride[::-1], conv.padding[::-1])
+    return (norm(y) if norm.training else y).permute(0, 2, 3, 1)
+
+
 def compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Complex (B, F, T) -> |X|^power with the phase of X as real pairs (B, 2, F, T), and without it (B, F, T)."""
-    pairs = torch.view_as_real(spectrum).permute(0, 3, 1, 2)
-    squared = pairs.square().sum(1) + _EPS
-    return pairs * (squared ** ((power - 1) / 2)).unsqueeze(1), squared ** (power / 2)
+    """Complex (B, F, T) -> |X|^power with the phase of X as real pairs (B, T, F, 2), and without it (B, T, F)."""
+    pairs = torch.view_as_real(spectrum).transpose(1, 2)
+    squared = pairs.square().sum(-1) + _EPS
+    return pairs * (squared ** ((power - 1) / 2)).unsqueeze(-1), squared ** (power / 2)
 
 
 def expand(pairs: Tensor, power: float) -> Tensor:
-    """The inverse of ``compress``: real pairs (B, 2, F, T) -> complex (B, F, T)."""
-    squared = pairs.square().sum(1, keepdim=True) + _EPS
-    return torch.view_as_complex((pairs * squared ** ((1 / power - 1) / 2)).permute(0, 2, 3, 1).contiguous())
+    """The inverse of ``compress``: real pairs (B, T, F, 2) -> complex (B, F, T)."""
+    squared = pairs.square().sum(-1, keepdim=True) + _EPS
+    return torch.view_as_complex(pairs * squared ** ((1 / power - 1) / 2)).transpose(1, 2)
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """The product of complex numbers, all as real pairs (B, 2, F, T)."""
-    (real, imaginary), (other_real, other_imaginary) = a.unbind(1), b.unbind(1)
+    """The product of complex numbers, all as real pairs (..., 2)."""
+    (real, imaginary), (other_real, other_imaginary) = a.unbind(-1), b.unbind(-1)
     return torch.stack(
-        [real * other_real - imaginary * other_imaginary, real * other_imaginary + imaginary * other_real], 1
+        [real * other_real - imaginary * other_imaginary, real * other_imaginary + imaginary * other_real], -1
     )
