@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +12,9 @@ from torch import Tensor, nn
 
 import fastenh_kernels
 from fastenh.models.blocks import AxisLayer, fold_batch_norm
+from fastenh_kernels.shared.compression import compress
 
 _STRIDE = 4  # bins a convolved band
-_EPS = 1e-10  # of the power: finite gradients at 0
 
 
 @dataclass(frozen=True)
@@ -72,33 +74,89 @@ class DPTComplex(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
+        if not self.training:
+            return enhance(spectrum, self.prepared(), self.layers, self.compression, self.frames[1])
         compressed, magnitude = compress(spectrum[:, :-1], self.compression)
         x = F.pad(torch.cat([compressed, magnitude.unsqueeze(-1)], -1), (0, 0, 0, 0, *self.frames))
-        x = F.silu(convolve_normalise(self.front, self.front_norm, x))
+        x = F.silu(normalise(self.front_norm, convolve(self.front, x)))
         skips = [x]
         for convolution in self.encoder:
             x = convolution(x)
             skips.append(x)
-        x = self._dual_path(x)
-        for mix, convolution in zip(self.mix, self.decoder, strict=False):
-            x = convolution(mix(torch.cat([x, skips.pop()], -1)))
-        x = self.mix[-1](torch.cat([x, skips.pop()], -1))
-        mask = expand(multiply(self._mask(x), compressed), self.compression)
-        return F.pad(mask, (0, 0, 0, 1))
-
-    def _dual_path(self, x: Tensor) -> Tensor:
-        """(B, T, 64, C') -> (B, T, 64, C'), in between (B, T, bands, C)."""
         y = self.enter(torch.matmul(self.to_bands, x)) + self.positions
         for layer in self.layers:
             y = layer(y)
-        return torch.matmul(self.from_bands, self.leave(y))
+        x = torch.matmul(self.from_bands, self.leave(y))
+        for mix, convolution in zip(self.mix, self.decoder, strict=False):
+            x = convolution(mix(torch.cat([x, skips.pop()], -1)))
+        x = self.mix[-1](torch.cat([x, skips.pop()], -1))
+        ahead, head = self.frames[1], self.head
+        return fastenh_kernels.compressed_mask(x, head.weight, head.bias, spectrum, self.compression, ahead)
 
-    def _mask(self, x: Tensor) -> Tensor:
-        """(B, T, 64, C') -> real pairs (B, T, 256, 2)."""
-        first = self.frames[1]  # a transposed convolution gives 2 frames more, on the side of the padding
-        weight = self.head.weight.transpose(2, 3)
-        y = F.conv_transpose2d(x.permute(0, 3, 1, 2), weight, self.head.bias, (1, _STRIDE), (0, 2))
-        return y[:, :, first : first + x.shape[1]].permute(0, 2, 3, 1)
+    def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPTComplex:
+        """The same in evaluation, its weights prepared once."""
+        return FoldedDPTComplex(self, dtype)
+
+    def prepared(self) -> dict[str, tuple[Tensor, ...]]:
+        """The weights in the order of the operations around the dual path, batch norms folded."""
+
+        def folded(convolutions: nn.ModuleList) -> tuple[Tensor, ...]:
+            pairs = [fold_batch_norm(convolution.conv, convolution.norm) for convolution in convolutions]
+            return tuple(tensor for weight, bias in pairs for tensor in (weight.squeeze(-1), bias))
+
+        mixes = folded(self.mix)
+        return {
+            "front": fold_batch_norm(self.front, self.front_norm),
+            "encoder": folded(self.encoder),
+            "enter": (self.to_bands, self.enter.weight, self.enter.bias, self.positions),
+            "leave": (self.leave.weight, self.leave.bias, self.from_bands),
+            "mixes": tuple(tensor.squeeze(-1) if tensor.ndim == 3 else tensor for tensor in mixes),
+            "decoder": folded(self.decoder),
+            "head": (self.head.weight, self.head.bias),
+        }
+
+
+class FoldedDPTComplex(nn.Module):
+    """The core for inference: batch norms folded, matrices and kernels in ``dtype``, vectors in float32."""
+
+    def __init__(self, core: DPTComplex, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.compression, self.ahead = core.compression, core.frames[1]
+        with torch.no_grad():
+            self.layers = copy.deepcopy(core.layers).requires_grad_(False)
+            for linear in self.layers.modules():
+                if isinstance(linear, nn.Linear):
+                    linear.weight.data = linear.weight.to(dtype)
+            prepared = core.prepared()
+            self.sizes = {name: len(tensors) for name, tensors in prepared.items()}
+            for name, tensors in prepared.items():
+                for index, tensor in enumerate(tensors):
+                    kept = tensor.detach().to(dtype if tensor.ndim > 1 else torch.float32, copy=True)
+                    self.register_buffer(f"{name}_{index}", kept.contiguous())
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        """Complex (B, 257, T) -> complex (B, 257, T)."""
+        prepared = {
+            name: tuple(getattr(self, f"{name}_{index}") for index in range(size)) for name, size in self.sizes.items()
+        }
+        return enhance(spectrum, prepared, self.layers, self.compression, self.ahead)
+
+
+def enhance(
+    spectrum: Tensor,
+    weights: dict[str, tuple[Tensor, ...]],
+    layers: Iterable[nn.Module],
+    compression: float,
+    ahead: int,
+) -> Tensor:
+    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``."""
+    x = fastenh_kernels.compressed_front(spectrum, *weights["front"], compression, ahead)
+    y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
+    for layer in layers:
+        y = layer(y)
+    skips = (*reversed(outs), x)
+    x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
+    return fastenh_kernels.compressed_mask(x, *weights["head"], spectrum, compression, ahead)
 
 
 class FrequencyConv(nn.Module):
@@ -110,7 +168,7 @@ class FrequencyConv(nn.Module):
         self.norm = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(convolve_normalise(self.conv, self.norm, x))
+        return F.silu(normalise(self.norm, convolve(self.conv, x)))
 
 
 class TimeLayer(nn.Module):
@@ -143,32 +201,12 @@ def band_matrices(bands: int, rows: int = 256 // _STRIDE) -> tuple[Tensor, Tenso
     return triangles / triangles.sum(1, keepdim=True), (triangles / triangles.sum(0)).T.contiguous()
 
 
-def convolve_normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """``norm(conv(x))``, the weights of ``conv`` (C', C, F taps, T taps): (B, T, F, C) -> (B, T', F', C').
-
-    In evaluation the batch norm is folded into the convolution.
-    """
-    weight, bias = (conv.weight, None) if norm.training else fold_batch_norm(conv, norm)
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight.transpose(2, 3), bias, conv.stride[::-1], conv.padding[::-1])
-    return (norm(y) if norm.training else y).permute(0, 2, 3, 1)
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv``, whose weights are (C', C, F taps, T taps), without its bias: (B, T, F, C) -> (B, T', F', C')."""
+    weight = conv.weight.transpose(2, 3)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, None, conv.stride[::-1], conv.padding[::-1]).permute(0, 2, 3, 1)
 
 
-def compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Complex (B, F, T) -> |X|^power with the phase of X as real pairs (B, T, F, 2), and without it (B, T, F)."""
-    pairs = torch.view_as_real(spectrum).transpose(1, 2)
-    squared = pairs.square().sum(-1) + _EPS
-    return pairs * (squared ** ((power - 1) / 2)).unsqueeze(-1), squared ** (power / 2)
-
-
-def expand(pairs: Tensor, power: float) -> Tensor:
-    """The inverse of ``compress``: real pairs (B, T, F, 2) -> complex (B, F, T)."""
-    squared = pairs.square().sum(-1, keepdim=True) + _EPS
-    return torch.view_as_complex(pairs * squared ** ((1 / power - 1) / 2)).transpose(1, 2)
-
-
-def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """The product of complex numbers, all as real pairs (..., 2)."""
-    (real, imaginary), (other_real, other_imaginary) = a.unbind(-1), b.unbind(-1)
-    return torch.stack(
-        [real * other_real - imaginary * other_imaginary, real * other_imaginary + imaginary * other_real], -1
-    )
+def normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """(B, T, F, C) -> the same."""
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

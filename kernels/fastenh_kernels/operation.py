@@ -91,6 +91,14 @@ def dtype_of(tensors: list[Tensor]) -> torch.dtype:
     return next((tensor.dtype for tensor in tensors if not tensor.is_complex()), torch.float32)
 
 
+def wide_values(tensor: Tensor) -> str:
+    """In words, why a kernel that fills the registers with 16-bit values does not take ``tensor``; the interpreter,
+    which has any number of registers, does."""
+    if dtype_of([tensor]) == torch.float32 and tensor.device.type != "cpu":
+        return "float32: the kernel takes 16 bit"
+    return ""
+
+
 @constant_in_graphs
 def load_kernels() -> int:
     """Import the kernels of all operations with their gradients; returns their number."""

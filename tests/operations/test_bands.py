@@ -7,6 +7,7 @@ from torch import nn
 
 import fastenh_kernels
 from fastenh_kernels.operation import OPERATIONS, tensors_of
+from fastenh_kernels.shared.compression import compress, expand, multiply
 
 pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
 NAMES = ("compressed_front", "band_encoder", "band_decoder", "compressed_mask")
@@ -52,6 +53,20 @@ def flat(function, given):
         return torch.view_as_real(out) if out.is_complex() else out
 
     return call, [value for part in given for value in (part if isinstance(part, tuple) else (part,))]
+
+
+def test_compression_and_its_inverse():
+    x = spectrum(5).to(torch.complex128)
+    pairs, magnitude = compress(x, 0.3)
+    torch.testing.assert_close(magnitude, ((x.abs().square() + 1e-10) ** 0.15).mT)
+    torch.testing.assert_close(pairs.norm(dim=-1)[x.mT != 0], magnitude[x.mT != 0])
+    torch.testing.assert_close(expand(pairs, 0.3), x)
+
+
+def test_multiplication_is_that_of_complex_numbers():
+    a, b = spectrum(3), spectrum(3).flip(1)
+    product = torch.view_as_complex(multiply(*map(torch.view_as_real, (a, b))))
+    torch.testing.assert_close(product, a * b)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,7 +12,8 @@ def compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
     """Complex (B, F, T) -> |X|^power with the phase of X as real pairs (B, T, F, 2), and without it (B, T, F)."""
     pairs = torch.view_as_real(spectrum).transpose(1, 2)
     squared = pairs.square().sum(-1) + EPS
-    return pairs * (squared ** ((power - 1) / 2)).unsqueeze(-1), squared ** (power / 2)
+    magnitude = squared ** (power / 2)
+    return pairs * (magnitude * squared.rsqrt()).unsqueeze(-1), magnitude
 
 
 def expand(pairs: Tensor, power: float) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
-from fastenh_kernels.operation import Example, Operation
+from fastenh_kernels.operation import Example, Operation, wide_values
 from fastenh_kernels.operations.band_decoder import reference
 
 
@@ -34,7 +34,7 @@ def _serves(y: Tensor, skips: tuple[Tensor, ...], bands: tuple[Tensor, ...], *_:
         return f"{len(skips)} skips, {count} bands to {wide}: the kernel takes 3, and 16, 32 or 64 to 64"
     if channels not in (16, 32, 64) or width not in (16, 32, 64):
         return f"{width} channels to {channels}: the kernel takes 16, 32 or 64"
-    return ""
+    return wide_values(y)
 
 
 def _examples(inputs: Inputs) -> Iterator[Example]:

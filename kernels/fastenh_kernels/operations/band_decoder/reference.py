@@ -20,7 +20,7 @@ def band_decoder(
     x = torch.matmul(from_bands, F.linear(y, leave, leave_bias.to(leave.dtype)))
     for number, skip in enumerate(skips):
         weight, bias = mixes[2 * number : 2 * number + 2]
-        x = convolve_bands(torch.cat([x, skip], -1), weight.unsqueeze(-1), bias)
+        x = F.silu(F.linear(torch.cat([x, skip], -1), weight, bias.to(weight.dtype)))
         if number < len(skips) - 1:
             x = convolve_bands(x, *convolutions[2 * number : 2 * number + 2])
     return x

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
-from fastenh_kernels.operation import Example, Operation
+from fastenh_kernels.operation import Example, Operation, wide_values
 from fastenh_kernels.operations.band_encoder import reference
 
 
@@ -27,7 +27,7 @@ def _serves(x: Tensor, convolutions: tuple[Tensor, ...], bands: tuple[Tensor, ..
         return f"{len(convolutions) // 2} convolutions, {wide} bands to {count}: the kernel takes 2, 64 to 16, 32 or 64"
     if channels not in (16, 32, 64) or width not in (16, 32, 64):
         return f"{channels} channels to {width}: the kernel takes 16, 32 or 64"
-    return ""
+    return wide_values(x)
 
 
 def _examples(inputs: Inputs) -> Iterator[Example]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
-from fastenh_kernels.operation import Example, Operation
+from fastenh_kernels.operation import Example, Operation, wide_values
 from fastenh_kernels.operations.compressed_mask import reference
 
 
@@ -25,7 +25,7 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, power: fl
     channels = weight.shape[0]
     if spectrum.shape[1] != 257 or channels not in (16, 32, 64):
         return f"{spectrum.shape[1]} bins, {channels} channels: the kernel takes 257, and 16, 32 or 64"
-    return ""
+    return wide_values(x)
 
 
 def _examples(inputs: Inputs) -> Iterator[Example]:

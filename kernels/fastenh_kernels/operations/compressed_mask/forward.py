@@ -33,18 +33,19 @@ def mask_matrix(p_weight, j, BAND: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def rows_of(p_x, t, frames, C: tl.constexpr):
-    """[64, C] of frame t, zeros outside of the clip."""
+def bands_of(p_x, t, frames, C: tl.constexpr):
+    """Three [64, C] of frame t, zeros outside of the clip: each band's lower neighbour, itself and the upper one."""
     o = tl.arange(0, 64)[:, None] * C + tl.arange(0, C)[None, :]
-    return tl.load(p_x + t * (64 * C) + o, mask=(o >= 0) & (t >= 0) & (t < frames), other=0.0)
+    b_x = tl.load(p_x + t * (64 * C) + o, mask=(o >= 0) & (t >= 0) & (t < frames), other=0.0)
+    return shifted(b_x, -1, 64, C), b_x, shifted(b_x, 1, 64, C)
 
 
 @triton.jit
-def through_mask(b_x, b_mask, matrices, C: tl.constexpr, PRECISION: tl.constexpr):
-    """b_mask [64, 16] and what a frame's rows [64, C] add to it."""
-    b_mask = tl.dot(shifted(b_x, -1, 64, C), matrices[0], b_mask, input_precision=PRECISION)
-    b_mask = tl.dot(b_x, matrices[1], b_mask, input_precision=PRECISION)
-    return tl.dot(shifted(b_x, 1, 64, C), matrices[2], b_mask, input_precision=PRECISION)
+def through_mask(bands, b_mask, matrices, PRECISION: tl.constexpr):
+    """b_mask [64, 16] and what a frame adds to it; ``bands`` as ``bands_of`` gives them."""
+    b_mask = tl.dot(bands[0], matrices[0], b_mask, input_precision=PRECISION)
+    b_mask = tl.dot(bands[1], matrices[1], b_mask, input_precision=PRECISION)
+    return tl.dot(bands[2], matrices[2], b_mask, input_precision=PRECISION)
 
 
 @triton.jit
@@ -78,13 +79,15 @@ def compressed_mask_kernel(
     b_bias = tl.where((o >= 8) & (o % 2 == 0), -b_bias, b_bias)[None, :]
     o_pair = 8 * tl.arange(0, 64)[:, None] + tl.arange(0, 8)[None, :]
     o_swapped = 8 * tl.arange(0, 64)[:, None] + (tl.arange(0, 8) ^ 1)[None, :]
-    b_x0, b_x1 = rows_of(p_clip, first + AHEAD - 2, frames, C), rows_of(p_clip, first + AHEAD - 1, frames, C)
+    b_bias = tl.zeros([64, 16], tl.float32) + b_bias
+    bands = bands_of(p_clip, first + AHEAD - 2, frames, C)
+    b_mask = through_mask(bands, b_bias, earliest, PRECISION)  # of frame t, without what frame t + AHEAD adds
+    bands = bands_of(p_clip, first + AHEAD - 1, frames, C)
+    b_mask = through_mask(bands, b_mask, own, PRECISION)
+    b_next = through_mask(bands, b_bias, earliest, PRECISION)  # of frame t + 1
     for t in tl.range(first, last):
-        b_x2 = rows_of(p_clip, t + AHEAD, frames, C)
-        b_mask = tl.zeros([64, 16], tl.float32) + b_bias
-        b_mask = through_mask(b_x0, b_mask, earliest, C, PRECISION)
-        b_mask = through_mask(b_x1, b_mask, own, C, PRECISION)
-        b_mask = through_mask(b_x2, b_mask, latest, C, PRECISION)
+        bands = bands_of(p_clip, t + AHEAD, frames, C)
+        b_mask = through_mask(bands, b_mask, latest, PRECISION)
         b_re, b_im = tl.split(tl.permute(tl.reshape(b_mask, (64, 2, 8)), (0, 2, 1)))  # [64, 8] each
         o_frame = (clip * frames + t) * 514
         b_v = tl.load(p_spectrum + o_frame + o_pair)
@@ -95,7 +98,8 @@ def compressed_mask_kernel(
         b_y *= tl.exp2(tl.log2(b_y * b_y + b_other * b_other + EPS) * ((1 / POWER - 1) / 2))
         tl.store(p_out + o_frame + o_pair, b_y)
         tl.store(p_out + o_frame + 512 + tl.arange(0, 2), tl.zeros([2], tl.float32))
-        b_x0, b_x1 = b_x1, b_x2
+        b_mask = through_mask(bands, b_next, own, PRECISION)
+        b_next = through_mask(bands, b_bias, earliest, PRECISION)
 
 
 def launch_compressed_mask(
