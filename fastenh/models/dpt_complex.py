@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +56,14 @@ class DPTComplex(nn.Module):
         for _ in range(config.blocks):
             self.layers.append(TimeLayer(config))
             self.layers.append(AxisLayer(c, config.heads, config.feed_forward, config.dropout, "frequency"))
+        self.plan = Plan(
+            len(self.layers),
+            config.heads,
+            0 if config.causal else config.taps // 2,
+            config.history,
+            config.compression,
+            self.frames[1],
+        )
         self.mix = nn.ModuleList(FrequencyConv(2 * wide, wide, 1) for _ in range(config.convolutions + 1))
         self.decoder = nn.ModuleList(FrequencyConv(wide, wide, 3) for _ in range(config.convolutions))
         self.head = nn.ConvTranspose2d(wide, 2, (8, 3), stride=(_STRIDE, 1), padding=(2, 0))
@@ -75,7 +82,7 @@ class DPTComplex(nn.Module):
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
         if not self.training:
-            return enhance(spectrum, self.prepared(), self.layers, self.compression, self.frames[1])
+            return enhance(spectrum, self.prepared(), self.plan)
         compressed, magnitude = compress(spectrum[:, :-1], self.compression)
         x = F.pad(torch.cat([compressed, magnitude.unsqueeze(-1)], -1), (0, 0, 0, 0, *self.frames))
         x = F.silu(normalise(self.front_norm, convolve(self.front, x)))
@@ -98,14 +105,19 @@ class DPTComplex(nn.Module):
         return FoldedDPTComplex(self, dtype)
 
     def prepared(self) -> dict[str, tuple[Tensor, ...]]:
-        """The weights in the order of the operations around the dual path, batch norms folded."""
+        """The weights by operation and in its order, batch norms folded."""
 
         def folded(convolutions: nn.ModuleList) -> tuple[Tensor, ...]:
             pairs = [fold_batch_norm(convolution.conv, convolution.norm) for convolution in convolutions]
             return tuple(tensor for weight, bias in pairs for tensor in (weight.squeeze(-1), bias))
 
         mixes = folded(self.mix)
-        return {
+        layers = {}
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, TimeLayer):
+                layers[f"taps{number}"] = layer.taps_weights()
+            layers[f"layer{number}"] = tuple(layer.weights())
+        return layers | {
             "front": fold_batch_norm(self.front, self.front_norm),
             "encoder": folded(self.encoder),
             "enter": (self.to_bands, self.enter.weight, self.enter.bias, self.positions),
@@ -121,42 +133,45 @@ class FoldedDPTComplex(nn.Module):
 
     def __init__(self, core: DPTComplex, dtype: torch.dtype) -> None:
         super().__init__()
-        self.compression, self.ahead = core.compression, core.frames[1]
+        self.plan = core.plan
+        self.sizes = {}
         with torch.no_grad():
-            self.layers = copy.deepcopy(core.layers).requires_grad_(False)
-            for linear in self.layers.modules():
-                if isinstance(linear, nn.Linear):
-                    linear.weight.data = linear.weight.to(dtype)
-            prepared = core.prepared()
-            self.sizes = {name: len(tensors) for name, tensors in prepared.items()}
-            for name, tensors in prepared.items():
+            for name, tensors in core.prepared().items():
+                self.sizes[name] = len(tensors)
                 for index, tensor in enumerate(tensors):
                     kept = tensor.detach().to(dtype if tensor.ndim > 1 else torch.float32, copy=True)
                     self.register_buffer(f"{name}_{index}", kept.contiguous())
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
-        prepared = {
-            name: tuple(getattr(self, f"{name}_{index}") for index in range(size)) for name, size in self.sizes.items()
-        }
-        return enhance(spectrum, prepared, self.layers, self.compression, self.ahead)
+        weights = {name: tuple(getattr(self, f"{name}_{i}") for i in range(n)) for name, n in self.sizes.items()}
+        return enhance(spectrum, weights, self.plan)
 
 
-def enhance(
-    spectrum: Tensor,
-    weights: dict[str, tuple[Tensor, ...]],
-    layers: Iterable[nn.Module],
-    compression: float,
-    ahead: int,
-) -> Tensor:
+class Plan(NamedTuple):
+    """What the forward pass needs to know beside the weights."""
+
+    layers: int
+    heads: int
+    taps_ahead: int
+    history: int
+    compression: float
+    ahead: int  # frames, of the convolutions around the dual path
+
+
+def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan) -> Tensor:
     """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``."""
-    x = fastenh_kernels.compressed_front(spectrum, *weights["front"], compression, ahead)
+    x = fastenh_kernels.compressed_front(spectrum, *weights["front"], plan.compression, plan.ahead)
     y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
-    for layer in layers:
-        y = layer(y)
+    for number in range(plan.layers):
+        axis, history = ("frequency", 0) if number % 2 else ("time", plan.history)
+        if axis == "time":
+            y = fastenh_kernels.norm_taps(y, *weights[f"taps{number}"], plan.taps_ahead)
+        layer = fastenh_kernels.AxisLayerWeights(*weights[f"layer{number}"])
+        y = fastenh_kernels.axis_layer(y, layer, plan.heads, axis, 0.0, history)
     skips = (*reversed(outs), x)
     x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
-    return fastenh_kernels.compressed_mask(x, *weights["head"], spectrum, compression, ahead)
+    return fastenh_kernels.compressed_mask(x, *weights["head"], spectrum, plan.compression, plan.ahead)
 
 
 class FrequencyConv(nn.Module):
@@ -188,10 +203,14 @@ class TimeLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F, C) -> (B, T, F, C)."""
-        weight = self.taps.weight.flatten(1)
-        return self.attention(
-            fastenh_kernels.norm_taps(x, self.norm.weight, self.norm.bias, weight, self.taps.bias, self.ahead)
-        )
+        return self.attention(fastenh_kernels.norm_taps(x, *self.taps_weights(), self.ahead))
+
+    def taps_weights(self) -> tuple[Tensor, ...]:
+        """Of ``norm_taps``."""
+        return self.norm.weight, self.norm.bias, self.taps.weight.flatten(1), self.taps.bias
+
+    def weights(self) -> fastenh_kernels.AxisLayerWeights:
+        return self.attention.weights()
 
 
 def band_matrices(bands: int, rows: int = 256 // _STRIDE) -> tuple[Tensor, Tensor]:

@@ -35,8 +35,7 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     c, w = s.front_channels, s.channels
     weights = [inputs.real(c, c, 3, scale=0.1), inputs.vector(c), inputs.real(c, c, 3, scale=0.1), inputs.vector(c)]
     bands = inputs.real(s.bands, s.wide_bands, scale=0.1), inputs.real(w, c, scale=0.1), inputs.vector(w)
-    positions = inputs.vector(s.bands * w).view(s.bands, w)
-    arguments = inputs.activation(s.wide_bands, c), tuple(weights), (*bands, positions)
+    arguments = inputs.activation(s.wide_bands, c), tuple(weights), (*bands, inputs.real(s.bands, w))
     yield Example("", arguments, "inference")
 
 
