@@ -11,7 +11,7 @@ from conftest import TINY_DPT
 from torch import nn
 
 from fastenh.data.feed import Share
-from fastenh.devices import pick_precision
+from fastenh.devices import pick_dtype
 from fastenh.train.averages import Averages
 from fastenh.train.recipe import make_recipe
 from fastenh.train.step import Step
@@ -311,9 +311,12 @@ def test_bfloat16_changes_what_the_model_computes():
 
 
 def test_bfloat16_is_picked_where_the_processor_computes_in_it(monkeypatch):
-    for avx512, amx in ((True, False), (False, True), (False, False)):
+    for capability, avx512, amx in (("AVX512", True, False), ("AVX512", False, True), ("AVX512", False, False),
+                                    ("AVX2", True, True)):  # fmt: skip
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda value=avx512: value)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=amx: value)
-        assert pick_precision("auto", CPU) == (torch.bfloat16 if avx512 or amx else torch.float32)
-        assert pick_precision("float32", CPU) == torch.float32
-        assert pick_precision("bfloat16", CPU) == torch.bfloat16
+        has = capability == "AVX512" and (avx512 or amx)
+        assert pick_dtype("auto", CPU) == (torch.bfloat16 if has else torch.float32)
+        assert pick_dtype("float32", CPU) == torch.float32
+        assert pick_dtype("bfloat16", CPU) == torch.bfloat16

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fastenh.data.feed import Batch, Share
-from fastenh.devices import pick_precision
+from fastenh.devices import pick_dtype
 from fastenh.models import checkpoint
 from fastenh.models.batch_norm import join_batch_norms
 from fastenh.models.frontend import SpectralModel
@@ -44,7 +44,7 @@ class Step:
         self.loss = EnhancementLoss(recipe.loss, self.model.frontend.hop).to(device)
         self.optimiser = make_optimiser(self.model, recipe.optimiser)
         self.ema = Averages(self.model, recipe.run.ema) if recipe.run.ema else None
-        self.autocast_dtype = pick_precision(recipe.run.precision, device)
+        self.autocast_dtype = pick_dtype(recipe.run.precision, device)
         if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
             backend.choose(device, training=True)  # the kernels' own test, before anything is traced
             self.model.core.compile()
