@@ -196,18 +196,17 @@ class _Work:
         manifest = self.manifests.get(task.root)
         if task.leads_out():
             raise AudioError(f"{task.target}: a link leads out of the output folder, nothing is written there")
+        if self._is_finished(task, manifest):  # before it is claimed, for which a folder must be writable
+            return self._skipped(task)
         if manifest is None or self.options.plan:
             return self._make(task, manifest)
         with manifest.claim(task.target) as mine:
             return self._make(task, manifest) if mine else None
 
     def _make(self, task: Task, manifest: Manifest | None) -> Result:
-        again = ""
-        if task.target.exists() and not self._redone(task, manifest):
-            again = manifest.changed(task.source, task.target) if manifest else ""
-            if not again:
-                self.meter.add(0.0, _size(task.source))
-                return Result(task.source, task.target, "skipped")
+        if self._is_finished(task, manifest):  # by another process, while this one waited for it
+            return self._skipped(task)
+        again = self._again(task, manifest)
         began = time.perf_counter()
         with files.reading(task.source) as reader:
             if self.options.plan:
@@ -219,9 +218,22 @@ class _Work:
         result.again = again
         return result
 
+    def _is_finished(self, task: Task, manifest: Manifest | None) -> bool:
+        return task.target.exists() and not self._redone(task, manifest) and not self._again(task, manifest)
+
+    def _skipped(self, task: Task) -> Result:
+        self.meter.add(0.0, _size(task.source))
+        return Result(task.source, task.target, "skipped")
+
     def _redone(self, task: Task, manifest: Manifest | None) -> bool:
         """``overwrite`` replaces what was there before this job, not what another process made meanwhile."""
         return self.options.overwrite and not (manifest and manifest.is_recent(task.target))
+
+    def _again(self, task: Task, manifest: Manifest | None) -> str:
+        """Why an output that exists is made again; nothing where it is not there, or replaced in any case."""
+        if manifest is None or self._redone(task, manifest) or not task.target.exists():
+            return ""
+        return manifest.changed(task.source, task.target)
 
     def _enhance(self, task: Task, reader: Reader) -> Result:
         """In blocks from file to file: a recording of any length takes the same memory."""
