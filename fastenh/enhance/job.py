@@ -161,12 +161,12 @@ class _Work:
         """Nothing where another process is at work on the file. Raises ``_StopError`` where the job ends."""
         if self.stopped.is_set():
             raise _StopError
-        result = self._done(task)
+        result = self._result(task)
         if result is None:
             self.stopped.wait(_PAUSE)
         return task, result
 
-    def _done(self, task: Task) -> Result | None:
+    def _result(self, task: Task) -> Result | None:
         began = time.perf_counter()
         try:
             result = self._do(task)
