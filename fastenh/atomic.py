@@ -14,6 +14,7 @@ with 0.8, and then lets their owner alone read them; click replaces the target a
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 import threading
@@ -78,7 +79,7 @@ def remove_abandoned(folder: Path) -> None:
 def _lock(handle: int) -> None:
     """Raises ``OSError`` where another process, or another handle of this one, has the lock."""
     try:
-        import fcntl
+        fcntl = importlib.import_module("fcntl")
     except ImportError:  # Windows, where an open file cannot be removed anyway
         return
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

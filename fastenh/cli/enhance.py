@@ -45,7 +45,7 @@ class _BatchSize(click.IntRange):
 
     name = "auto|N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return None if value == "auto" else super().convert(value, param, ctx)
 
 
@@ -138,7 +138,7 @@ def command(
         results.sort(key=lambda result: result.source)
         summary = summarise(results, time.perf_counter() - began, layout.passed)
         if report is not None:
-            named = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
+            named: dict[str, Any] = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
             named |= {"backend": choice.name, "atten_lim_db": atten_lim, **spans, "dry_run": dry_run}
             write_report(report, results, summary, named)
         console.print(_words(summary, results))

@@ -15,8 +15,10 @@ def command() -> None:
     """List the models: name, parameters, operations for a second of audio (counted), what they are."""
     shipped = checkpoint.shipped_models()
     table = Table(caption="GFLOP/s: floating-point operations for one second of audio, counted; a multiply-add is two")
-    for header, justify in (("name", "left"), ("parameters", "right"), ("GFLOP/s", "right"), ("weights", "left")):
-        table.add_column(header, justify=justify)
+    table.add_column("name")
+    table.add_column("parameters", justify="right")
+    table.add_column("GFLOP/s", justify="right")
+    table.add_column("weights")
     table.add_column("what it is")
     for name, entry in MODELS.items():
         parameters, operations = count_parameters(build(name)), operations_per_second(name)

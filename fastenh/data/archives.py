@@ -143,7 +143,13 @@ def _of_tar(archive: Path) -> Iterator[Member]:
             if not (member.isreg() or member.isdir()):
                 raise _special(archive, member.name)
             if member.isreg():
-                yield member.name, member.size, partial(file.extractfile, member)
+                yield member.name, member.size, partial(_regular, file, member)
+
+
+def _regular(file: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    stream = file.extractfile(member)
+    assert stream is not None  # as of links and folders
+    return stream
 
 
 def _special(archive: Path, name: str) -> ArchiveError:

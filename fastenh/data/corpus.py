@@ -70,7 +70,8 @@ class Corpus:
 
     def to(self, device: torch.device) -> Corpus:
         """The same on a device, where the whole of it has to fit."""
-        return Corpus(*(t.to(device) for t in (self.samples, self.sizes, self.starts)), self.sample_rate)
+        samples, sizes, starts = (tensor.to(device) for tensor in (self.samples, self.sizes, self.starts))
+        return Corpus(samples, sizes, starts, self.sample_rate)
 
     @property
     def device(self) -> torch.device:

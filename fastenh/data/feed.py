@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -128,7 +128,7 @@ class PairFeed:
         raise AssertionError("left_out raises before all are broken")
 
 
-def prefetch(feed: Feed, first: int, workers: int = 2) -> Iterator[Batch]:
+def prefetch(feed: Feed, first: int, workers: int = 2) -> Generator[Batch, None, None]:
     """Batches from number ``first`` on, made ahead of their use in threads: on a GPU many at once."""
     if isinstance(feed, MixFeed) and feed.device.type != "cpu":
         yield from mixed_ahead(feed, first)
@@ -152,7 +152,7 @@ def mixed_ahead(feed: MixFeed, first: int) -> Iterator[Batch]:
 
     def mix(first: int) -> tuple[list[Batch], torch.cuda.Event | None]:
         with torch.cuda.stream(stream):  # nothing, without one
-            return feed.together(first), stream and stream.record_event()
+            return feed.together(first), None if stream is None else stream.record_event()
 
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(mix, first)

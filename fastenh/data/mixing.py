@@ -95,6 +95,7 @@ class Mixer:
         return self.speech.at(index, start[:, None] + steps)
 
     def _in_room(self, draws: Draws, both: Tensor) -> Tensor:
+        assert self._responses is not None  # else nobody comes here
         response = self._responses[draws.integers(0, len(self._responses))]
         return torch.stack([convolve(both[:, 0], response), convolve(both[:, 1], response[:, :_EARLY])], 1)
 

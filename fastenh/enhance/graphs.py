@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class GraphedModel:
     def __init__(self, model: Callable[[Tensor], Tensor], length: int) -> None:
         self.model, self.length = model, length
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
-        self._pool = None
+        self._pool: Any = None  # the handle of their memory
 
     def __call__(self, waveforms: Tensor) -> Tensor:
         """(B, L) -> (B, L)."""

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ def run(
     options: Options = Options(),
     meter: Meter | None = None,
     stop: threading.Event | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Enhance the files; results come as they are finished. A file that fails is a result like any other.
 
     What exists is skipped, unless the manifest of an output folder says that its input or the settings have changed.
@@ -116,7 +116,7 @@ def run(
             yield from results
 
 
-def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Iterator[Result]:
+def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Generator[Result, None, None]:
     left, begun = deque(tasks), set[Future[tuple[Task, Result | None]]]()
     with ThreadPoolExecutor(jobs) as threads:
         try:
@@ -177,7 +177,7 @@ class _Work:
         return result
 
     def _do(self, task: Task) -> Result | None:
-        manifest = self.manifests.get(task.root)
+        manifest = None if task.root is None else self.manifests.get(task.root)
         if task.leads_out():
             raise AudioError(f"{task.target}: a link leads out of the output folder, nothing is written there")
         if self._is_finished(task, manifest):  # before it is claimed, for which a folder must be writable

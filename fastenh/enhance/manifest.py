@@ -6,6 +6,7 @@ By it a job that was stopped goes on, what changed is made again, and several pr
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 from fastenh.errors import printable
 
 try:
-    import fcntl
+    fcntl: Any = importlib.import_module("fcntl")
 except ImportError:  # Windows: every claim is granted there
     fcntl = None
 
@@ -94,7 +95,7 @@ class Manifest:
 
     def add(self, source: Path, target: Path, seconds: float) -> None:
         """Note a finished file."""
-        entry = {"target": self._key(target), "written": _stamp(target)}
+        entry: dict[str, Any] = {"target": self._key(target), "written": _stamp(target)}
         entry |= {"source": str(source.resolve()), "read": _stamp(source)}
         entry |= {"seconds": round(seconds, 3), "settings": self.settings}
         # a name that is no UTF-8 is written as JSON writes such characters: \udce9

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,13 +21,13 @@ class _Gather(torch.autograd.Function):
     """(...) of every process -> (processes, ...) on each. The gradient of a process's part is the sum over all."""
 
     @staticmethod
-    def forward(ctx, local: Tensor) -> Tensor:
+    def forward(ctx: Any, local: Tensor) -> Tensor:
         parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, local.contiguous())
         return torch.stack(parts)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad[dist.get_rank()]
@@ -51,6 +53,17 @@ def moments_of_all(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variances.mean(0) + (means - mean).square().mean(0)
 
 
+def update_running(norm: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+    """Let the running moments follow those of ``count`` samples, whose variance is biased."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.momentum is not None
+    norm.running_mean.lerp_(mean, norm.momentum)
+    norm.running_var.lerp_(var * (count / max(count - 1, 1)), norm.momentum)
+    norm.num_batches_tracked += 1
+
+
 class JointBatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` whose statistics in training are those of all processes."""
 
@@ -61,10 +74,7 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         var, mean = torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), (0, 2, 3), correction=0)
         mean, var = moments_of_all(mean, var)
         with torch.no_grad():
-            count = processes() * x.numel() // x.shape[1]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
-            self.num_batches_tracked += 1
+            update_running(self, mean, var, processes() * x.numel() // x.shape[1])
         scale = self.weight * torch.rsqrt(var + self.eps)
         shift = self.bias - mean * scale
         return torch.addcmul(shift.to(x.dtype).view(-1, 1, 1), x, scale.to(x.dtype).view(-1, 1, 1))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import fastenh_kernels
+from fastenh_kernels.operations.axis_attention import Axis
 
 
 def initialise(module: nn.Module) -> None:
@@ -28,9 +29,23 @@ def convolve_normalise(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tens
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Weight and bias of the one convolution that is ``norm(conv(x))`` in evaluation."""
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    mean, var = running_moments(norm)
+    scale = norm.weight * torch.rsqrt(var + norm.eps)
     bias = 0.0 if conv.bias is None else conv.bias
-    return conv.weight * scale.view(-1, 1, 1, 1), (bias - norm.running_mean) * scale + norm.bias
+    return conv.weight * scale.view(-1, 1, 1, 1), (bias - mean) * scale + norm.bias
+
+
+def running_moments(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a batch norm that keeps them, as all of ours do."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def bias_of(conv: nn.Conv2d | nn.ConvTranspose2d) -> Tensor:
+    """The bias of a convolution that has one."""
+    assert conv.bias is not None
+    return conv.bias
 
 
 class AxisLayer(nn.Module):
@@ -40,7 +55,7 @@ class AxisLayer(nn.Module):
     """
 
     def __init__(
-        self, channels: int, heads: int, feed_forward: int, dropout: float, axis: str, history: int = 0
+        self, channels: int, heads: int, feed_forward: int, dropout: float, axis: Axis, history: int = 0
     ) -> None:
         super().__init__()
         self.heads, self.dropout, self.axis, self.history = heads, dropout, axis, history

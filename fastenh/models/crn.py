@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,9 @@ class CRNConfig:
 
 class CRN(nn.Module):
     """Convolutions along frequency, an LSTM over the frames of each remaining band, transposed convolutions back."""
+
+    encoder: Iterable[Any]  # of nn.Conv2d; a ModuleList promises no more than modules
+    encoder_norms: Iterable[Any]  # of nn.BatchNorm2d
 
     def __init__(self, config: CRNConfig) -> None:
         super().__init__()

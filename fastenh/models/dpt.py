@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fastenh_kernels
-from fastenh.models.batch_norm import moments_of_all, processes
-from fastenh.models.blocks import AxisLayer, fold_batch_norm, initialise
+from fastenh.models.batch_norm import moments_of_all, processes, update_running
+from fastenh.models.blocks import AxisLayer, bias_of, fold_batch_norm, initialise, running_moments
+from fastenh_kernels.operations.axis_attention import Axis
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class DPTConfig:
 class DPT(nn.Module):
     """Core of the dual-path transformer (the origin's fourth model, 904,705 parameters)."""
 
+    layers: Iterable[Any]  # of AxisLayer; a ModuleList promises no more than modules
+
     def __init__(self, config: DPTConfig) -> None:
         super().__init__()
         c, front, head = config.channels, config.front_channels, config.head_channels
@@ -35,7 +40,7 @@ class DPT(nn.Module):
         self.encoder = nn.Conv2d(front, c, 3, stride=(2, 1), padding=1)
         self.encoder_norm = nn.BatchNorm2d(c)
         layer = (c, config.heads, config.feed_forward, config.dropout)
-        axes = ("frequency", "time") * config.blocks
+        axes: tuple[Axis, ...] = ("frequency", "time") * config.blocks
         self.layers = nn.ModuleList(AxisLayer(*layer, axis) for axis in axes)
         self.decoder = nn.Conv2d(c, head, 3, padding=1)
         self.decoder_norm = nn.BatchNorm2d(head)
@@ -50,7 +55,7 @@ class DPT(nn.Module):
         z = fastenh_kernels.decoder_taps(x, skip, decoder_matrix(self.decoder.weight))
         moments = self._batch_moments(z, spectrum.shape[1]) if self.training else self._running_moments()
         scale, shift = self._decoder_affine(*moments)
-        return fastenh_kernels.mask_head(z, scale, shift, self.head.weight, self.head.bias, spectrum)
+        return fastenh_kernels.mask_head(z, scale, shift, self.head.weight, bias_of(self.head), spectrum)
 
     def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPT:
         """The same in evaluation, its weights prepared once."""
@@ -62,24 +67,22 @@ class DPT(nn.Module):
             x = fastenh_kernels.encoder_front(spectrum, *fold_batch_norm(self.front, self.front_norm), relu=True)
             weight, bias = fold_batch_norm(self.encoder, self.encoder_norm)
             return fastenh_kernels.encoder_conv(x, encoder_matrix(weight), bias, relu=True).contiguous()
-        x = fastenh_kernels.encoder_front(spectrum, self.front.weight, self.front.bias)
+        x = fastenh_kernels.encoder_front(spectrum, self.front.weight, bias_of(self.front))
         x = self.front_norm(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)
-        x = fastenh_kernels.encoder_conv(x, encoder_matrix(self.encoder.weight), self.encoder.bias)
+        x = fastenh_kernels.encoder_conv(x, encoder_matrix(self.encoder.weight), bias_of(self.encoder))
         return self.encoder_norm(x.permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1).contiguous()
 
     def _batch_moments(self, z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
         """Of the decoder's convolution without its bias; the running ones follow."""
-        norm = self.decoder_norm
         mean, var = moments_of_all(*fastenh_kernels.upsampled_moments(z, bins))
         with torch.no_grad():
             count = processes() * z.shape[0] * z.shape[1] * bins
-            norm.running_mean.lerp_(mean + self.decoder.bias, norm.momentum)
-            norm.running_var.lerp_(var * (count / max(count - 1, 1)), norm.momentum)
-            norm.num_batches_tracked += 1
+            update_running(self.decoder_norm, mean + bias_of(self.decoder), var, count)
         return mean, var
 
     def _running_moments(self) -> tuple[Tensor, Tensor]:
-        return self.decoder_norm.running_mean - self.decoder.bias, self.decoder_norm.running_var
+        mean, var = running_moments(self.decoder_norm)
+        return mean - bias_of(self.decoder), var
 
     def _decoder_affine(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift that fold the decoder's bias and batch norm."""
@@ -104,7 +107,7 @@ class FoldedDPT(nn.Module):
             self._keep("front", front.to(dtype), front_bias)
             self._keep("encoder", encoder_matrix(encoder).to(dtype), encoder_bias)
             self._keep("decoder", decoder_matrix(dpt.decoder.weight).to(dtype))
-            self._keep("head", scale, shift, dpt.head.weight.flatten(), dpt.head.bias)
+            self._keep("head", scale, shift, dpt.head.weight.flatten(), bias_of(dpt.head))
             for number, layer in enumerate(dpt.layers):
                 self._keep(f"layer{number}", *(w.to(dtype) if w.ndim == 2 else w for w in layer.weights()))
 
@@ -117,14 +120,17 @@ class FoldedDPT(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
-        x = fastenh_kernels.encoder_front(spectrum, *self._kept("front", 2), relu=True)
-        x = skip = fastenh_kernels.encoder_conv(x, *self._kept("encoder", 2), relu=True).contiguous()
+        front, front_bias = self._kept("front", 2)
+        matrix, bias = self._kept("encoder", 2)
+        x = fastenh_kernels.encoder_front(spectrum, front, front_bias, relu=True)
+        x = skip = fastenh_kernels.encoder_conv(x, matrix, bias, relu=True).contiguous()
         for number, (heads, axis) in enumerate(self.stages):
             x = fastenh_kernels.axis_layer(
                 x, fastenh_kernels.AxisLayerWeights(*self._kept(f"layer{number}", 12)), heads, axis
             )
         z = fastenh_kernels.decoder_taps(x, skip, *self._kept("decoder", 1))
-        return fastenh_kernels.mask_head(z, *self._kept("head", 4), spectrum)
+        scale, shift, weight, bias = self._kept("head", 4)
+        return fastenh_kernels.mask_head(z, scale, shift, weight, bias, spectrum)
 
 
 def encoder_matrix(weight: Tensor) -> Tensor:

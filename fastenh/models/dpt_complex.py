@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastenh_kernels
-from fastenh.models.blocks import AxisLayer, fold_batch_norm
+from fastenh.models.blocks import AxisLayer, bias_of, fold_batch_norm
+from fastenh_kernels.operations.axis_attention import Axis
 from fastenh_kernels.shared.compression import compress
 
 _STRIDE = 4  # bins a convolved band
@@ -39,6 +41,8 @@ class DPTComplex(nn.Module):
     The spectrum is compressed (|X|^0.3, its phase kept) and masked in that domain, so the result is not
     ``mask * X``. The bin at half of the sampling rate is left out and comes back as zero.
     """
+
+    layers: Any  # a ModuleList, which promises no more than modules, of TimeLayer and AxisLayer in turn
 
     def __init__(self, config: DPTComplexConfig) -> None:
         super().__init__()
@@ -77,7 +81,7 @@ class DPTComplex(nn.Module):
                 layer.out.weight.mul_(0.5)
                 layer.down.weight.mul_(0.5)
             self.head.weight.mul_(0.3)
-            self.head.bias.copy_(torch.tensor([0.5, 0.0]))
+            bias_of(self.head).copy_(torch.tensor([0.5, 0.0]))
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
@@ -97,8 +101,8 @@ class DPTComplex(nn.Module):
         for mix, convolution in zip(self.mix, self.decoder, strict=False):
             x = convolution(mix(torch.cat([x, skips.pop()], -1)))
         x = self.mix[-1](torch.cat([x, skips.pop()], -1))
-        ahead, head = self.frames[1], self.head
-        return fastenh_kernels.compressed_mask(x, head.weight, head.bias, spectrum, self.compression, ahead)
+        ahead, weight, bias = self.frames[1], self.head.weight, bias_of(self.head)
+        return fastenh_kernels.compressed_mask(x, weight, bias, spectrum, self.compression, ahead)
 
     def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPTComplex:
         """The same in evaluation, its weights prepared once."""
@@ -107,12 +111,12 @@ class DPTComplex(nn.Module):
     def prepared(self) -> dict[str, tuple[Tensor, ...]]:
         """The weights by operation and in its order, batch norms folded."""
 
-        def folded(convolutions: nn.ModuleList) -> tuple[Tensor, ...]:
+        def folded(convolutions: Iterable[Any]) -> tuple[Tensor, ...]:
             pairs = [fold_batch_norm(convolution.conv, convolution.norm) for convolution in convolutions]
             return tuple(tensor for weight, bias in pairs for tensor in (weight.squeeze(-1), bias))
 
         mixes = folded(self.mix)
-        layers = {}
+        layers: dict[str, tuple[Tensor, ...]] = {}
         for number, layer in enumerate(self.layers):
             if isinstance(layer, TimeLayer):
                 layers[f"taps{number}"] = layer.taps_weights()
@@ -124,7 +128,7 @@ class DPTComplex(nn.Module):
             "leave": (self.leave.weight, self.leave.bias, self.from_bands),
             "mixes": tuple(tensor.squeeze(-1) if tensor.ndim == 3 else tensor for tensor in mixes),
             "decoder": folded(self.decoder),
-            "head": (self.head.weight, self.head.bias),
+            "head": (self.head.weight, bias_of(self.head)),
         }
 
 
@@ -161,17 +165,21 @@ class Plan(NamedTuple):
 
 def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan) -> Tensor:
     """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``."""
-    x = fastenh_kernels.compressed_front(spectrum, *weights["front"], plan.compression, plan.ahead)
+    front, front_bias = weights["front"]
+    x = fastenh_kernels.compressed_front(spectrum, front, front_bias, plan.compression, plan.ahead)
     y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
+    axis: Axis
     for number in range(plan.layers):
         axis, history = ("frequency", 0) if number % 2 else ("time", plan.history)
         if axis == "time":
-            y = fastenh_kernels.norm_taps(y, *weights[f"taps{number}"], plan.taps_ahead)
+            norm_weight, norm_bias, taps, taps_bias = weights[f"taps{number}"]
+            y = fastenh_kernels.norm_taps(y, norm_weight, norm_bias, taps, taps_bias, plan.taps_ahead)
         layer = fastenh_kernels.AxisLayerWeights(*weights[f"layer{number}"])
         y = fastenh_kernels.axis_layer(y, layer, plan.heads, axis, 0.0, history)
     skips = (*reversed(outs), x)
     x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
-    return fastenh_kernels.compressed_mask(x, *weights["head"], spectrum, plan.compression, plan.ahead)
+    head, head_bias = weights["head"]
+    return fastenh_kernels.compressed_mask(x, head, head_bias, spectrum, plan.compression, plan.ahead)
 
 
 class FrequencyConv(nn.Module):
@@ -205,9 +213,9 @@ class TimeLayer(nn.Module):
         """(B, T, F, C) -> (B, T, F, C)."""
         return self.attention(fastenh_kernels.norm_taps(x, *self.taps_weights(), self.ahead))
 
-    def taps_weights(self) -> tuple[Tensor, ...]:
+    def taps_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of ``norm_taps``."""
-        return self.norm.weight, self.norm.bias, self.taps.weight.flatten(1), self.taps.bias
+        return self.norm.weight, self.norm.bias, self.taps.weight.flatten(1), bias_of(self.taps)
 
     def weights(self) -> fastenh_kernels.AxisLayerWeights:
         return self.attention.weights()

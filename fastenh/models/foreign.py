@@ -131,7 +131,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _numpy_scalars() -> list[Any]:
     """What pickles of NumPy scalars refer to, by the names of NumPy 1 and 2."""
-    scalar = np._core.multiarray.scalar
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]  # private to NumPy
     kinds = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     return [np.dtype, *{type(np.dtype(kind)) for kind in kinds}, *((scalar, name) for name in names)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ class Frontend(nn.Module):
     sample: every sample that is kept then has a squared-window sum of at least 0.5. Behind the last centre that
     sum falls to nothing, and an inverse STFT would amplify whatever the mask did there.
     """
+
+    window: Tensor
 
     def __init__(self, hop: int = 256) -> None:
         super().__init__()
@@ -51,7 +55,8 @@ class Frontend(nn.Module):
         hops = frames.unflatten(-1, (parts, self.hop))  # (B, T, parts, hop)
         total = hops.shape[1]
         shifted = [F.pad(hops[:, :, part], (0, 0, part, parts - 1 - part)) for part in range(parts)]
-        return sum(shifted)[:, : total + parts - 2].flatten(1)
+        whole: Any = sum(shifted)
+        return whole[:, : total + parts - 2].flatten(1)
 
 
 def normalise_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +75,8 @@ class SpectralModel(nn.Module):
 
     def folded(self, dtype: torch.dtype = torch.float32) -> SpectralModel:
         """The same for inference, its weights prepared for an autocast to ``dtype``, where the core has such a form."""
-        core = self.core.folded(dtype) if hasattr(self.core, "folded") else self.core
+        fold = getattr(self.core, "folded", None)
+        core = self.core if fold is None else fold(dtype)
         return SpectralModel(core, self.frontend.hop).to(self.frontend.window.device).eval()
 
     def forward(self, waveform: Tensor) -> Tensor:

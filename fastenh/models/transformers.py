@@ -7,9 +7,10 @@ vector a frame, repeated over the bins: the mask can hardly differ between them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,9 @@ class STFTTransformer(nn.Module):
 class MelTransformer(nn.Module):
     """The frame transformer on log1p of a mel power spectrogram; its mask per band becomes a gain per bin."""
 
+    bank: Tensor
+    spread: Tensor
+
     def __init__(self, config: MelTransformerConfig) -> None:
         super().__init__()
         if config.reconstruction not in ("gain", "griffin_lim"):
@@ -114,7 +118,7 @@ def _conv_stack(widths: tuple[int, ...]) -> tuple[nn.ModuleList, nn.ModuleList]:
     return convs, nn.ModuleList(nn.BatchNorm2d(o) for _, o in pairs)
 
 
-def _run_stack(convs: nn.ModuleList, norms: nn.ModuleList, x: Tensor) -> Tensor:
+def _run_stack(convs: Iterable[Any], norms: Iterable[Any], x: Tensor) -> Tensor:
     for conv, norm in zip(convs, norms, strict=True):
         x = convolve_normalise(conv, norm, x).relu()
     return x

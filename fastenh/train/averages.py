@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ class Averages(AveragedModel):
     beginning for many times 1 / (1 - decay) steps. Unlike that of its base class an update waits for nothing on a GPU,
     so that a CUDA graph can hold it.
     """
+
+    module: Any  # a copy of the model
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, device=next(model.parameters()).device, use_buffers=True)

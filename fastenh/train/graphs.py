@@ -15,7 +15,8 @@ _WARM_UP = 3  # calls that compile and tune, before the capture
 
 
 class Optimiser(Protocol):
-    param_groups: list[dict[str, Any]]  # other ones after a state was loaded
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...  # other ones after a state was loaded
 
 
 class GraphedStep:
@@ -45,14 +46,15 @@ class GraphedStep:
         self._calls += 1
         if self._calls == _WARM_UP + 1:
             self._capture(noisy, clean)
-        self._replays = self._first is not None and noisy.shape == self._inputs[0].shape
-        if not self._replays:
+        graph = self._first
+        self._replays = graph is not None and noisy.shape == self._inputs[0].shape
+        if graph is None or not self._replays:
             return self._differentiate(noisy, clean)
         for static, given in zip(self._inputs, (noisy, clean), strict=True):
             static.copy_(given)
         for parameter, grad in zip(self._parameters, self._grads, strict=True):
             parameter.grad = grad
-        self._first.replay()
+        graph.replay()
         return self._found
 
     def update(self) -> None:

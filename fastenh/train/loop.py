@@ -216,10 +216,11 @@ class Trainer:
             return validate(self.step.judged, self.step.loss, self.sources.validation, scored, self.step.device)
 
     def _speed(self, meter: Meter, deadline: float) -> dict[str, float | None]:
-        values = meter.read()
+        loss, clips = meter.read()
         left = self.total_steps - self.steps
         seconds = min(left * meter.seconds_per_step, deadline - time.monotonic())
-        return {**values, "x_realtime": values["clips_per_second"] * self.recipe.data.seconds, "time_left": seconds}
+        speed = {"clips_per_second": clips, "x_realtime": clips * self.recipe.data.seconds, "time_left": seconds}
+        return {"loss": loss, **speed}
 
     def _emit(self, kind: str, **values: Any) -> None:
         if self.journal is not None:
@@ -252,14 +253,15 @@ class Meter:
             self._losses.append(loss)
         self._clips += clips
 
-    def read(self) -> dict[str, float | None]:
+    def read(self) -> tuple[float | None, float]:
+        """The mean loss, None where there was no finite one, and clips a second."""
         now = time.monotonic()
         elapsed = now - self._since
         self.seconds_per_step = elapsed / _LOG_STEPS
         loss = sum(self._losses) / len(self._losses) if self._losses else None
-        values = {"loss": loss, "clips_per_second": self._clips / elapsed}
+        speed = self._clips / elapsed
         self._losses, self._clips, self._since = [], 0, now
-        return values
+        return loss, speed
 
 
 @contextmanager
@@ -273,7 +275,7 @@ def _interrupts(stop: threading.Event) -> Iterator[None]:
         stop.set()
         signal.signal(number, before[number])
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -77,6 +77,9 @@ class Loudness(nn.Module):
     Bands of 1 Bark (Traunmueller 1990, "Analytical expressions for the tonotopic sensory scale").
     """
 
+    bands: Tensor
+    quiet: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         hertz = torch.linspace(0, SAMPLE_RATE / 2, BINS, dtype=torch.float64)

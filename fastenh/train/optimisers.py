@@ -37,21 +37,21 @@ class StackedMuon(torch.optim.Muon):
     small ones, and each by itself takes thirty launches that a GPU waits for."""
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody gives a closure
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes[parameter.shape].append(parameter)
             for (rows, columns), parameters in shapes.items():
                 self._move(group, parameters, 0.2 * max(rows, columns) ** 0.5)
 
-    def _move(self, group: dict[str, Any], parameters: list[nn.Parameter], scale: float) -> None:
+    def _move(self, group: dict[str, Any], parameters: list[Tensor], scale: float) -> None:
         """scale: of an orthogonal matrix of their shape, for the RMS of AdamW's updates."""
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))

@@ -120,9 +120,10 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> Recipe:
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
     """A recipe from plain values. Raises ``RecipeError`` naming all keys that are wrong."""
-    model = values.get("model")
+    named = values.get("model")
+    model = named if isinstance(named, str) else ""
     try:
-        config = entry(model if isinstance(model, str) else "").config
+        config = entry(model).config
     except ModelError as error:
         raise RecipeError(f"model: {error}") from error
     sections = {**get_type_hints(Recipe), "config": config}

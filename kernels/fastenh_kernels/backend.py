@@ -36,7 +36,7 @@ def constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     ``torch.compiler.assume_constant_result`` sets the same mark, but imports all of its compiler before, and Triton
     with it, which then can no longer be told to interpret.
     """
-    function._dynamo_marked_constant = True
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
@@ -131,8 +131,9 @@ def _faults(device_type: str, index: int | None) -> dict[str, str]:
     """What the proof found; asked once a device, and said in one line of the log."""
     from fastenh_kernels import proving  # walks over the operations, which ask this module
 
-    found = proving.faults(torch.device(device_type, index))
-    log.info("%s: Triton kernels %s", torch.device(device_type, index), _but_for(found))
+    device = torch.device(device_type) if index is None else torch.device(device_type, index)
+    found = proving.faults(device)
+    log.info("%s: Triton kernels %s", device, _but_for(found))
     return found
 
 

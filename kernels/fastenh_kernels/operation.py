@@ -56,7 +56,7 @@ class Operation:
         self.name, self.reference, self.cpu = name, reference, cpu or reference
         self.serves, self.examples, self.differentiable = serves, examples, differentiable
         self.takes_dropout = "dropout" in inspect.signature(reference).parameters
-        self.kernel: Callable[..., Any] | None = None
+        self.kernel: Any = None  # a function, from load_kernels on
         OPERATIONS[name] = self
 
     def __call__(self, *arguments: Any) -> Any:

@@ -42,7 +42,7 @@ def faults(device: torch.device) -> dict[str, str]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {}
+        found: dict[str, str] = {}
     for row in findings(device):
         if row["fault"]:
             found.setdefault(key(row["operation"], row["dtype"], row["gradients"]), row["fault"])
@@ -81,12 +81,12 @@ def _child(device: str, dtype: str, operation: str, frames: Sequence[int] = FRAM
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=_PATIENCE_S, check=False
         )
-        written, code = done.stdout, done.returncode
+        written, code = done.stdout, str(done.returncode)
     except subprocess.TimeoutExpired as error:
-        written, code = error.stdout or "", "no end"
-        written = written if isinstance(written, str) else written.decode()  # bytes, in Python 3.11
+        output, code = error.stdout or "", "no end"
+        written = output if isinstance(output, str) else output.decode()  # bytes, in Python 3.11
     rows = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
-    if code != 0:
+    if code != "0":
         words = f"no answer from its test ({code})"
         for gradients in (False, True):
             proof = Proof(operation, float("inf"), 0.0, words)

@@ -121,7 +121,7 @@ def processors(device: torch.device) -> int:
 def _properties(device: torch.device) -> tuple[int, int, int]:
     """(compute capability, processors, bytes of shared memory)."""
     found = torch.cuda.get_device_properties(device)
-    return 10 * found.major + found.minor, found.multi_processor_count, found.shared_memory_per_block_optin
+    return 10 * found.major + found.minor, found.multi_processor_count, found.shared_memory_per_block_optin  # type: ignore[attr-defined]
 
 
 def chunk_of(length: int, tiles: int, device: torch.device, least: int = 8) -> int:

@@ -56,17 +56,17 @@ def band_blocks(bands: int, bins: int, dtype: torch.dtype, device: torch.device)
     sources = [_touched(matrix[window].abs().sum(0)) for window in windows]
     n, k = (_power(max(span.stop - span.start for span in spans)) for spans in (windows, sources))
     m = _power(3 * per_block)
-    up, down, around, ones, bounds, end = [], [], [], [], [], 0
+    up, down, around, ones, edges, end = [], [], [], [], [], 0
     for rows, window, source in zip(own, windows, sources, strict=True):
         up.append(_padded(matrix[window, source], n, k))
         down.append(_padded(matrix[window, rows].T, m, n))
         around.append(_padded(matrix[:, rows].T @ matrix[:, source], m, k))
         ones.append(_padded(matrix[:, rows].sum(0)[:, None], m, 1)[:, 0])
-        bounds.append([source.start, window.start, end, window.stop, rows.start, rows.stop])
+        edges.append([source.start, window.start, end, window.stop, rows.start, rows.stop])
         end = max(end, window.stop)
-    tables = (torch.stack(blocks).to(device=device, dtype=dtype) for blocks in (up, down, around))
-    bounds = torch.tensor(bounds, dtype=torch.int32)
-    return BandBlocks(*tables, torch.stack(ones).float().to(device), bounds.to(device))
+    ups, downs, arounds = (torch.stack(blocks).to(device=device, dtype=dtype) for blocks in (up, down, around))
+    bounds = torch.tensor(edges, dtype=torch.int32)
+    return BandBlocks(ups, downs, arounds, torch.stack(ones).float().to(device), bounds.to(device))
 
 
 def _upsampling(bands: int, bins: int) -> Tensor:

@@ -49,7 +49,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor)
     ctx.save_for_backward(x, matrix, bias, output if ctx.relu else None)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, matrix, bias, output = ctx.saved_tensors
     gradients = encoder_conv_backward(grad * (output > 0) if ctx.relu else grad, x, matrix)
     return *as_dtypes_of(gradients, (x, matrix, bias)), None

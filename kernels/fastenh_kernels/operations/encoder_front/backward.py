@@ -148,7 +148,7 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor)
     ctx.save_for_backward(spectrum, weight, bias, output if ctx.relu else None)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None]:
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     spectrum, weight, bias, output = ctx.saved_tensors
     gradients = encoder_front_backward(grad * (output > 0) if ctx.relu else grad, spectrum)
     return None, *as_dtypes_of(gradients, (weight, bias)), None

@@ -195,7 +195,9 @@ def launch_mask_head_backward(
     return grad_z, *_vector_gradients(sums, scale, shift, weight), grad_spectrum
 
 
-def _vector_gradients(sums: Tensor, scale: Tensor, shift: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+def _vector_gradients(
+    sums: Tensor, scale: Tensor, shift: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of scale, shift, weight and bias, from what the programs left."""
     channels = scale.shape[0]
     opened, times_up, logits = sums.sum(0).split([channels, channels, 1])
@@ -218,7 +220,8 @@ def _shapes(
     spectrum: Tensor,
     with_spectrum: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return like(z), *map(single, (scale, shift, weight, bias)), _like_where(spectrum, with_spectrum)
+    grad_spectrum = _like_where(spectrum, with_spectrum)
+    return like(z), single(scale), single(shift), single(weight), single(bias), grad_spectrum
 
 
 mask_head_backward = operator("mask_head_backward", launch_mask_head_backward, _shapes)
