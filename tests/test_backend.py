@@ -163,6 +163,7 @@ def test_a_child_proves_an_operation(interpreted):
     assert [row["gradients"] for row in rows] == [False] * 5 + [True] * 5
 
 
+@pytest.mark.linux
 def test_a_child_that_dies_is_a_fault(monkeypatch):
     monkeypatch.setattr(proving.sys, "executable", "/bin/false")
     rows = proving._child("cpu", "float32", "complex_mask")
@@ -170,6 +171,7 @@ def test_a_child_that_dies_is_a_fault(monkeypatch):
     assert [row["gradients"] for row in rows] == [False, True]
 
 
+@pytest.mark.linux
 def test_a_child_that_hangs_is_a_fault_and_what_it_said_counts(monkeypatch, tmp_path):
     said = proving._row(proof.Proof("mask_head", 1.0, 0.1), "mask_head", "float16", False)
     script = tmp_path / "python"

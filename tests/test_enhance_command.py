@@ -202,6 +202,7 @@ def test_what_is_passed_over_is_counted_by_ending(run, folder, tmp_path):
     assert "x.m4a: nothing here reads them yet" in run(folder / "x.m4a", "-o", tmp_path / "out", code=1)
 
 
+@pytest.mark.linux
 def test_names_of_any_bytes(run, tmp_path):
     """No UTF-8, escape sequences, line breaks: enhanced like others, and shown and reported in plain characters."""
     root, report = tmp_path / "in", tmp_path / "report.json"

@@ -171,6 +171,7 @@ def test_adpcm_of_blocks_that_we_do_not_write_keeps_its_length(tmp_path, subtype
     assert soundfile.info(tmp_path / "b.wav").subtype == subtype
 
 
+@pytest.mark.linux
 def test_a_name_that_is_no_utf_8(tmp_path):
     path = tmp_path / b"caf\xe9.wav".decode("utf-8", "surrogateescape")
     files.write(path, voice(1000)[None], files.Encoding(RATE, 1, "WAV", "PCM_16"))

@@ -373,6 +373,7 @@ def test_pairs_that_do_not_belong_together_stop_the_run(tmp_path):
     assert "do not belong together" in output
 
 
+@pytest.mark.linux
 def test_interrupt_saves_and_exits_cleanly(data, tmp_path):
     arguments = ["dpt-mix", "-o", tmp_path / "run", "--clean", data / "speech", "--noise", data / "noise"]
     program = "from fastenh.cli import main; main()"
