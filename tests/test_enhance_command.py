@@ -335,3 +335,14 @@ def test_usage_errors_are_one_line(run, folder, tmp_path):
 
 def test_quiet_is_quiet(run, folder):
     assert run(folder, "-q") == ""
+
+
+def test_bandwidth(run, tmp_path):
+    """With another one the output is made again."""
+    soundfile.write(tmp_path / "a.wav", noise(24_000), 48_000)
+    energies = []
+    for bandwidth in ("full", "16k"):
+        run(tmp_path / "a.wav", "-o", tmp_path / "out", "--bandwidth", bandwidth)
+        spectrum = np.fft.rfft(soundfile.read(tmp_path / "out" / "a.wav")[0])
+        energies.append(np.square(np.abs(spectrum[spectrum.size * 9 // 24 :])).sum())
+    assert energies[1] < 1e-5 * energies[0]

@@ -18,7 +18,7 @@ from fastenh.cli.interrupts import stoppable
 from fastenh.cli.progress import progress
 from fastenh.cli.terminal import Terminal
 from fastenh.enhance import job
-from fastenh.enhance.enhancer import CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
+from fastenh.enhance.enhancer import BANDWIDTHS, CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
 from fastenh.models.registry import DEFAULT
@@ -66,6 +66,13 @@ class _BatchSize(click.IntRange):
     help="Implementation of the operations.",
 )
 @click.option("--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this.")
+@click.option(
+    "--bandwidth",
+    default="full",
+    show_default=True,
+    type=click.Choice(BANDWIDTHS),
+    help="Of recordings above 16 kHz: keep what is above 8 kHz where there is speech, or remove it.",
+)
 @click.option("--suffix", default="", help="Text put behind the name of each output, before its ending.")
 @click.option("--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs; that of the input.")
 @click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
@@ -87,6 +94,7 @@ def command(
     dtype: str,
     backend_name: str,
     atten_lim: float | None,
+    bandwidth: str,
     suffix: str,
     ending: str | None,
     shard: tuple[int, int] | None,
@@ -117,7 +125,7 @@ def command(
         number, count = shard or (1, 1)
         tasks = layout.tasks[number - 1 :: count]
         spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
-        enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, **spans)
+        enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, bandwidth=bandwidth, **spans)
         choice = backend.choose(enhancer.device)
         if verbose:
             console.print(f"backend {choice.name}: {choice.reason}")
@@ -139,7 +147,8 @@ def command(
         summary = summarise(results, time.perf_counter() - began, layout.passed)
         if report is not None:
             named = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
-            named |= {"backend": choice.name, "atten_lim_db": atten_lim, **spans, "dry_run": dry_run}
+            named |= {"backend": choice.name, "atten_lim_db": atten_lim, "bandwidth": bandwidth}
+            named |= {**spans, "dry_run": dry_run}
             write_report(report, results, summary, named)
         console.print(_words(summary, results))
     left = len(tasks) - files.done

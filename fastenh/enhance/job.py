@@ -102,6 +102,7 @@ def run(
         "span": enhancer.spans.span,
         "context": enhancer.spans.context,
         "atten_lim_db": options.atten_lim_db,
+        "bandwidth": enhancer.bandwidth,
     }
     manifests = {root: Manifest(root, settings) for root in {task.root for task in tasks} if root is not None}
     if not options.plan:
