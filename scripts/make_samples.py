@@ -33,7 +33,7 @@ CLIPS = [
      "pink", 10, 8_000, 1, ".wav", "PCM_16"),
 ]  # fmt: skip
 FULL_BAND_CLIP = "english-hiss", "en-us+f3", 140, "Sister Susie sews six fresh silk shirts."
-FULL_BAND_RATE, FULL_BAND_SNR = 48_000, 15
+FULL_BAND_RATE, FULL_BAND_SNR = 48_000, 8
 CHATTER = [("en-us+m1", "Did you hear what they said about it yesterday evening?"),
            ("de+m2", "Wir sollten das noch einmal in Ruhe besprechen."),
            ("fr-fr+f1", "Je ne sais pas encore si nous viendrons samedi."),
