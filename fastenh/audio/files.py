@@ -15,6 +15,7 @@ import soundfile
 
 from fastenh.atomic import replacing_locked
 from fastenh.audio.lengths import WIDTHS, doubts, speaks_of_sound
+from fastenh.audio.listing import MEDIA_SUFFIXES
 from fastenh.audio.resampling import resample
 from fastenh.errors import ProcessingError
 
@@ -95,8 +96,14 @@ class Reader:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[Reader]:
-    """Raises ``AudioError``."""
+def reading(path: Path, track: int | None = None) -> Iterator[Reader]:
+    """track: of a container with several sound tracks, the first one unless given. Raises ``AudioError``."""
+    if path.suffix.lower() in MEDIA_SUFFIXES:
+        from fastenh.audio import media  # which needs what is defined here
+
+        with media.reading(path, track) as reader:
+            yield reader
+        return
     with _readable(path):
         path.open("rb").close()  # libsndfile does not say why the system refuses one
         file = soundfile.SoundFile(_native(path))
@@ -128,6 +135,9 @@ def read_mono(path: Path, sample_rate: int, warnings: list[str] | None = None) -
 
 def count_frames(path: Path) -> int:
     """Frames by the header. Raises ``AudioError``."""
+    if path.suffix.lower() in MEDIA_SUFFIXES:
+        with reading(path) as reader:
+            return reader.frames
     with _readable(path), soundfile.SoundFile(_native(path)) as file:
         return file.frames
 

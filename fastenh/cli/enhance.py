@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from fastenh.audio.files import FORMATS
-from fastenh.audio.listing import UNREAD_ADVICE
+from fastenh.audio.listing import advice
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
 from fastenh.cli.progress import progress
@@ -38,6 +38,19 @@ class _Shard(click.ParamType):
         if not 1 <= number <= count:
             self.fail(f"{value!r}: the parts are 1/{count} to {count}/{count}", param, ctx)
         return number, count
+
+
+class _BitRate(click.ParamType):
+    """ "128k" or "128000" as bit/s."""
+
+    name = "N[k]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        digits = str(value).removesuffix("k")
+        bits = int(digits) * (1000 if str(value).endswith("k") else 1) if digits.isdecimal() else 0
+        if not 1_000 <= bits <= 10_000_000:
+            self.fail(f"{value!r} is no bit rate from 1k to 10000k, as 128k", param, ctx)
+        return bits
 
 
 class _BatchSize(click.IntRange):
@@ -75,6 +88,8 @@ class _BatchSize(click.IntRange):
 )
 @click.option("--suffix", default="", help="Text put behind the name of each output, before its ending.")
 @click.option("--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs; that of the input.")
+@click.option("--track", type=click.IntRange(1), help="Of several sound tracks, clean this one alone.  [default: all]")
+@click.option("--bitrate", type=_BitRate(), help="Of compressed sound, as 128k.  [default: that of the input]")
 @click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and write nothing.")
@@ -97,6 +112,8 @@ def command(
     bandwidth: str,
     suffix: str,
     ending: str | None,
+    track: int | None,
+    bitrate: int | None,
     shard: tuple[int, int] | None,
     overwrite: bool,
     dry_run: bool,
@@ -133,7 +150,7 @@ def command(
         for result in results:
             _show(result, errors, console, verbose)
         meter = job.Meter(tasks)
-        options = job.Options(overwrite, atten_lim, jobs, threads, plan=dry_run)
+        options = job.Options(overwrite, atten_lim, jobs, threads, dry_run, track, bitrate)
         with (
             stoppable() as stop,
             progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files,
@@ -148,7 +165,7 @@ def command(
         if report is not None:
             named = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
             named |= {"backend": choice.name, "atten_lim_db": atten_lim, "bandwidth": bandwidth}
-            named |= {**spans, "dry_run": dry_run}
+            named |= {"track": track, "bit_rate": bitrate, **spans, "dry_run": dry_run}
             write_report(report, results, summary, named)
         console.print(_words(summary, results))
     left = len(tasks) - files.done
@@ -191,4 +208,4 @@ def _words(summary: Summary, results: list[job.Result]) -> str:
 
 def _passed_over(counts: Mapping[str, int]) -> str:
     kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
-    return f"; passed over: {kinds} ({UNREAD_ADVICE})" if kinds else ""
+    return f"; passed over: {kinds} ({advice(counts)})" if kinds else ""
