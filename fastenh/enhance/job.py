@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +237,8 @@ class _Work:
         """In blocks from file to file: a recording of any length takes the same memory."""
         given, before, remarks = Tally(), reader.encoding, list[str]()
         encoding = files.converted(before, task.source, task.target)
+        if self.options.bit_rate:
+            encoding = replace(encoding, bit_rate=self.options.bit_rate)
         task.target.parent.mkdir(parents=True, exist_ok=True)
         with files.writing(task.target, encoding, reader.frames) as writer:
             noisy = self._watched(reader, given, _size(task.source))
