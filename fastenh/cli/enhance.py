@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
-from fastenh.audio.files import FORMATS
+from fastenh.audio.files import FORMATS, MAX_CHANNELS, RATES
 from fastenh.audio.listing import advice
+from fastenh.audio.pipes import RAW_FORMATS, Raw
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
 from fastenh.cli.progress import progress
 from fastenh.cli.terminal import Terminal
-from fastenh.enhance import job
+from fastenh.enhance import job, pipe
 from fastenh.enhance.enhancer import BANDWIDTHS, CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
@@ -90,6 +92,13 @@ class _BatchSize(click.IntRange):
 @click.option("--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs; that of the input.")
 @click.option("--track", type=click.IntRange(1), help="Of several sound tracks, clean this one alone.  [default: all]")
 @click.option("--bitrate", type=_BitRate(), help="Of compressed sound, as 128k.  [default: that of the input]")
+@click.option(
+    "--raw",
+    nargs=3,
+    type=(click.IntRange(*RATES), click.IntRange(1, MAX_CHANNELS), click.Choice(list(RAW_FORMATS))),
+    metavar="RATE CHANNELS FORMAT",
+    help=f"For '- -o -': samples without a header, of {', '.join(RAW_FORMATS)}.",
+)
 @click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and write nothing.")
@@ -114,6 +123,7 @@ def command(
     ending: str | None,
     track: int | None,
     bitrate: int | None,
+    raw: tuple[int, int, str] | None,
     shard: tuple[int, int] | None,
     overwrite: bool,
     dry_run: bool,
@@ -131,9 +141,21 @@ def command(
     Without -o, FOLDER becomes FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length,
     container and sample format stay as they are. Several processes with one output folder share its files. Ctrl-C stops
     with the window at hand, a second one at once; the same command goes on. Exit code 1 if a file failed or the job was
-    stopped, 2 for wrong usage.
+    stopped, 2 for wrong usage. "fastenh enhance - -o -" goes from standard input to standard output: WAV, or with --raw
+    samples without a header, as they come.
     """
     console, errors = Terminal(quiet=quiet), Terminal()
+    spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
+    if Path("-") in (*inputs, output) or raw:
+        with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
+            if inputs != (Path("-"),) or output != Path("-"):
+                raise JobError("a pipe goes to a pipe: fastenh enhance - -o -")
+            if threads:
+                torch.set_num_threads(threads)
+            enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=1, bandwidth=bandwidth, **spans)
+            for warning in pipe.run(0, 1, enhancer, Raw(*raw) if raw else None, atten_lim):
+                console.print(f"warning: {warning}")
+        return
     began = time.perf_counter()
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
         layout = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
@@ -141,7 +163,6 @@ def command(
             raise JobError(f"no audio files in {', '.join(map(str, inputs))}{_passed_over(layout.passed)}")
         number, count = shard or (1, 1)
         tasks = layout.tasks[number - 1 :: count]
-        spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
         enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, bandwidth=bandwidth, **spans)
         choice = backend.choose(enhancer.device)
         if verbose:
