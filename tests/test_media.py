@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from torch import nn
 pytest.importorskip("av")
 import av
 from media_files import TAGS, decoded, lag, make, packets, sound
+from test_enhance_resilience import largest_file
 
 from fastenh import Enhancer
-from fastenh.audio import files, listing, media
+from fastenh.audio import files
 from fastenh.audio.files import AudioError
 from fastenh.cli import main
 from fastenh.enhance import job, layout
@@ -249,17 +251,32 @@ def test_playlists_are_not_followed(tmp_path):
         files.read(tmp_path / "list.mka")
 
 
-def test_memory_and_places_without_the_extra(tmp_path, monkeypatch):
-    """One line names what was passed over and the extra."""
-    monkeypatch.setattr(listing, "has_media", lambda: False)
-    monkeypatch.setattr(media, "has_media", lambda: False)
-    (tmp_path / "in").mkdir()
-    for name in ("a.m4a", "b.MP4", "c.mp4"):
-        (tmp_path / "in" / name).write_bytes(b"x")
-    done = CliRunner().invoke(main, ["enhance", str(tmp_path / "in")])
-    assert done.exit_code == 2
-    assert "passed over: 1 .m4a, 2 .mp4 (needs the extra: pip install" in done.output.replace("\n", " ")
-    done = CliRunner().invoke(main, ["enhance", str(tmp_path / "in" / "a.m4a")])
-    assert "[media]" in done.output
-    with pytest.raises(AudioError, match="media"):
-        files.read(tmp_path / "in" / "a.m4a")
+@pytest.mark.parametrize("ending", [".m4a", ".mkv", ".wma", ".aac"])
+@pytest.mark.parametrize("size", [0, 100, 9000])
+def test_no_room_for_the_output(tmp_path, ending, size):
+    muxer, codec = {".m4a": ("ipod", "aac"), ".wma": ("asf", "wmav2"), ".aac": ("adts", "aac")}.get(
+        ending, ("matroska", "libopus")
+    )
+    source = tmp_path / f"a{ending}"
+    make(source, muxer, codec, 48_000, 3)
+    with largest_file(size):
+        result = enhance(source, tmp_path / "out" / f"a{ending}")
+    assert result.status == "failed"
+    assert "cannot be written (File too large)" in result.error
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_job_that_is_stopped_leaves_nothing(tmp_path):
+    make(tmp_path / "a.mkv", "matroska", "libopus", 48_000, 20, picture="mpeg4")
+    stop, seen = threading.Event(), []
+
+    class Stopping(nn.Module):
+        def forward(self, waveform):
+            seen.append(1)
+            stop.set()
+            return waveform
+
+    tasks = [layout.Task(tmp_path / "a.mkv", tmp_path / "out" / "a.mkv")]
+    assert list(job.run(tasks, Enhancer(Stopping(), "cpu", span_seconds=0.5), job.Options(threads=1), stop=stop)) == []
+    assert seen
+    assert list((tmp_path / "out").iterdir()) == []

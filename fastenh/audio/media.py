@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from fastenh.atomic import replacing_locked
-from fastenh.audio import files
+from fastenh.audio import files, listing
 from fastenh.audio.files import MAX_CHANNELS, RATES, AudioError, Encoding
-from fastenh.audio.listing import MEDIA_ADVICE, MEDIA_SUFFIXES, has_media
 
 _MUXERS = {
     ".m4a": "mp4", ".m4b": "mp4", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska",
@@ -42,7 +41,7 @@ _STALE = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS")  # Matroska's notes on
 
 def rewrites(path: Path) -> bool:
     """Whether a file of this name is written by ``rewrite``."""
-    return path.suffix.lower() in MEDIA_SUFFIXES
+    return path.suffix.lower() in listing.MEDIA_SUFFIXES
 
 
 class TrackReader:
@@ -155,8 +154,8 @@ def reading(path: Path, track: int | None = None) -> Iterator[TrackReader]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    if not has_media():
-        raise AudioError(f"{path}: {MEDIA_ADVICE}")
+    if not listing.has_media():
+        raise AudioError(f"{path}: {listing.MEDIA_ADVICE}")
     import av
 
     with _readable(path), path.open("rb") as file:
@@ -427,5 +426,5 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = getattr(error, "strerror", None) or str(error)
     return text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
