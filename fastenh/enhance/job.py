@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from fastenh.atomic import remove_abandoned
-from fastenh.audio import files, media
+from fastenh.audio import files, remux
 from fastenh.audio.files import AudioError, Reader
 from fastenh.audio.media import TrackReader
 from fastenh.enhance.blend import usable
@@ -219,7 +219,7 @@ class _Work:
         if self.options.plan:
             _rehearse(task, self.options)
             return Result(task.source, task.target, "planned", again=again)
-        if media.rewrites(task.target):
+        if remux.rewrites(task.target):
             result = self._rewrite(task)
         else:
             with files.reading(task.source, self.options.track) as reader:
@@ -262,7 +262,7 @@ class _Work:
             )
 
         task.target.parent.mkdir(parents=True, exist_ok=True)
-        warnings = media.rewrite(task.source, task.target, clean, self.options.track, self.options.bit_rate)
+        warnings = remux.rewrite(task.source, task.target, clean, self.options.track, self.options.bit_rate)
         seconds = sum(given.frames / rate for given, rate in tallies)
         warnings = _invalid(sum(given.invalid for given, _ in tallies)) + remarks + warnings
         return Result(task.source, task.target, "enhanced", seconds, warnings=warnings)
@@ -302,8 +302,8 @@ def _rehearse(task: Task, options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rehearsed = Path(folder, task.target.name)
         try:
-            if media.rewrites(task.target):
-                media.rewrite(task.source, rehearsed, _beginning, options.track, options.bit_rate, sound_alone=True)
+            if remux.rewrites(task.target):
+                remux.rewrite(task.source, rehearsed, _beginning, options.track, options.bit_rate, sound_alone=True)
             else:
                 with files.reading(task.source, options.track) as reader:
                     encoding = files.converted(reader.encoding, task.source, task.target)
