@@ -158,6 +158,18 @@ def test_damaged_tags_are_no_error(tmp_path, name, container, subtype, blocks):
         assert sum(len(part) for _, part in found) <= len(content)
 
 
+def test_comments_whose_lengths_do_not_add_up_are_left_out(tmp_path):
+    """Decoders refuse a FLAC with such a block, so that an output would be lost by them."""
+    blocks = ((b"\4", struct.pack("<I", 3) + b"abc" + comments()),)
+    with_tags(tmp_path / "a.flac", "FLAC", blocks)
+    content = (tmp_path / "a.flac").read_bytes()
+    title = b"TITLE=Gespr\xc3\xa4ch"
+    absurd = content.replace(struct.pack("<I", len(title)) + title, struct.pack("<I", 65_000) + title)
+    assert absurd != content
+    (tmp_path / "a.flac").write_bytes(absurd)
+    assert tags.extract(tmp_path / "a.flac", "FLAC") == ()
+
+
 def test_sums_of_ogg_are_those_of_libogg(tmp_path):
     """Every page of a file that libsndfile wrote keeps its check sum when its pages are numbered again."""
     soundfile.write(tmp_path / "a.ogg", noise(50_000), 16_000)

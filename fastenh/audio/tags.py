@@ -168,8 +168,18 @@ def _flac_headers(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
 def _flac_blocks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     for kind, place, size in _flac_headers(file):
         content = _at(file, place + 4, size)
-        if kind in _FLAC and len(content) == size:
+        if kind in _FLAC and len(content) == size and (kind != 4 or _is_whole(content)):
             yield bytes([kind]), content
+
+
+def _is_whole(comments: bytes) -> bool:
+    """Whether the lengths in a block of comments add up: decoders refuse a file where they do not."""
+    place = 4 + int.from_bytes(comments[:4], "little")
+    count, place = int.from_bytes(comments[place : place + 4], "little"), place + 4
+    while count > 0 and place < len(comments):
+        place += 4 + int.from_bytes(comments[place : place + 4], "little")
+        count -= 1
+    return count == 0 and place == len(comments)
 
 
 def _put_flac_blocks(file: BinaryIO, blocks: Blocks) -> None:
