@@ -19,10 +19,12 @@ from fastenh.cli.progress import progress
 from fastenh.cli.terminal import Terminal
 from fastenh.enhance import job
 from fastenh.enhance.enhancer import CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
+from fastenh.enhance.exported import is_exported
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
 from fastenh.models.registry import DEFAULT
 from fastenh_kernels import backend
+from fastenh_kernels.backend import Choice
 
 
 class _Shard(click.ParamType):
@@ -52,7 +54,12 @@ class _BatchSize(click.IntRange):
 @click.command("enhance")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (or, for one file, file) to write to.")
-@click.option("--model", default=DEFAULT, show_default=True, help="A shipped model, or a .safetensors checkpoint.")
+@click.option(
+    "--model",
+    default=DEFAULT,
+    show_default=True,
+    help="A shipped model, a checkpoint, or an export (.onnx).",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option(
     "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
@@ -110,6 +117,8 @@ def command(
     """
     console, errors = Terminal(quiet=quiet), Terminal()
     began = time.perf_counter()
+    if is_exported(model) and backend_name != "auto":
+        raise click.UsageError("--backend is for models in PyTorch; an exported one runs in onnxruntime")
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
         layout = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
         if not layout.tasks and not layout.bad:
@@ -118,7 +127,8 @@ def command(
         tasks = layout.tasks[number - 1 :: count]
         spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
         enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, **spans)
-        choice = backend.choose(enhancer.device)
+        exported = is_exported(model)
+        choice = Choice("onnxruntime", "the model is exported") if exported else backend.choose(enhancer.device)
         if verbose:
             console.print(f"backend {choice.name}: {choice.reason}")
         results = [job.Result(path, None, "failed", error=reason) for path, reason in layout.bad]

@@ -85,7 +85,7 @@ class DPTComplex(nn.Module):
         x = self.mix[-1](torch.cat([x, skips.pop()], 1))
         first = self.frames[1]  # a transposed convolution gives 2 frames more, on the side of the padding
         mask = self.head(x)[..., first : first + spectrum.shape[-1]]
-        return F.pad(expand(multiply(mask, compressed), self.compression), (0, 0, 0, 1))
+        return expand(F.pad(multiply(mask, compressed), (0, 0, 0, 1)), self.compression)
 
     def _dual_path(self, x: Tensor) -> Tensor:
         """(B, C', 64, T) -> (B, C', 64, T), in between (B, T, bands, C)."""
