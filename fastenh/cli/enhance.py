@@ -23,6 +23,8 @@ from fastenh.enhance.exported import is_exported
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
 from fastenh.models.registry import DEFAULT
+from fastenh.plots.figures import need_matplotlib
+from fastenh.plots.page import write_page
 from fastenh_kernels import backend
 from fastenh_kernels.backend import Choice
 
@@ -78,7 +80,11 @@ class _BatchSize(click.IntRange):
 @click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and write nothing.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON report of each file.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write about each file: JSON, or pictures (.html).",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Files read and written at a time.  [default: threads + 1]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the model on the CPU.  [default: the cores]")
 @click.option("--batch-size", type=_BatchSize(1), default="auto", show_default=True, help="Windows in a call.")
@@ -121,6 +127,9 @@ def command(
         raise click.UsageError("--backend is for models in PyTorch; an exported one runs in onnxruntime")
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
         layout = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
+        page = report is not None and report.suffix == ".html"
+        if page:
+            need_matplotlib()
         if not layout.tasks and not layout.bad:
             raise JobError(f"no audio files in {', '.join(map(str, inputs))}{_passed_over(layout.passed)}")
         number, count = shard or (1, 1)
@@ -150,7 +159,7 @@ def command(
         if report is not None:
             named = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
             named |= {"backend": choice.name, "atten_lim_db": atten_lim, **spans, "dry_run": dry_run}
-            write_report(report, results, summary, named)
+            (write_page if page else write_report)(report, results, summary, named)
         console.print(_words(summary, results))
     left = len(tasks) - files.done
     if left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -67,7 +68,7 @@ def _write(source: str, target: Path, int8: bool) -> None:
 
 
 def _compared(source: str, pairs: list[Pair], jobs: int) -> str:
-    """Each on one thread, that the real-time factors may be compared."""
+    """Each on one thread; real-time factors in processor time, which other programs beside it do not count in."""
     need("onnxruntime")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -80,7 +81,7 @@ def _compared(source: str, pairs: list[Pair], jobs: int) -> str:
                 _write(source, path, int8=precision == "int8")
                 forms[f"onnxruntime, {precision}"] = (path, "auto")
             enhancers = {name: _enhance(Enhancer.from_pretrained(path, "cpu", d)) for name, (path, d) in forms.items()}
-            comparison = compare(pairs, enhancers, jobs=jobs)
+            comparison = compare(pairs, enhancers, jobs=jobs, clock=time.process_time)
             return forms_table(comparison, {name: path.stat().st_size for name, (path, _) in forms.items()})
         finally:
             torch.set_num_threads(threads)

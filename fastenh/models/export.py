@@ -128,7 +128,8 @@ def _core(core: nn.Module) -> ModelProto:
                 dynamic_shapes={"spectrum": sizes}, input_names=["spectrum"], output_names=["masked"],
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
-        raise ExportError(f"PyTorch cannot export this model: {str(error).strip().splitlines()[-1]}") from error
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(f"this model cannot be written as ONNX: {reason}") from error
     # Of what the exporter would do by itself, this alone: it also takes an addition of 1e-10 for one of nothing.
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)
