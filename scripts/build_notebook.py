@@ -48,12 +48,13 @@ INSTALL = """
 from importlib import metadata
 from pathlib import Path
 
-if not Path("fastenh").exists():
-    run("git", "clone", "--depth", "1", REPOSITORY, "fastenh")
+clone = "fastenh-clone"  # a folder named like the package would be taken for it
+if not Path(clone).exists():
+    run("git", "clone", "--depth", "1", REPOSITORY, clone)
 host = {found.name.lower(): found.version for found in metadata.distributions()}
 kept = [f"{name}=={host[name]}" for name in ("torch", "triton", "numpy", "scipy", "matplotlib") if name in host]
 Path("host.txt").write_text("\\n".join(kept))
-run(sys.executable, "-m", "pip", "install", "--quiet", "-c", "host.txt", "-e", "fastenh[metrics,plots]")
+run(sys.executable, "-m", "pip", "install", "--quiet", "-c", "host.txt", "-e", f"{clone}[metrics,plots]")
 """
 
 UNPACK = """
