@@ -192,7 +192,9 @@ def test_enhancing_with_an_exported_model(exported, weights, tmp_path):
     settings = json.loads(report.read_text())["settings"]
     assert settings["backend"] == "onnxruntime"
     assert settings["dtype"] == "torch.float32"
-    again = call("enhance", source.parent, "-o", tmp_path / "onnx", "--model", weights, "--dtype", "float32")
+    other = tmp_path / "int8.onnx"
+    other.write_bytes(quantised(onnx.load(exported)).SerializeToString())
+    again = call("enhance", source.parent, "-o", tmp_path / "onnx", "--model", other)
     assert "1 again: input or settings changed" in again
 
 
