@@ -61,7 +61,7 @@ def draw_attention(
     unit, end = ("time (s)", length * model.frontend.hop / SAMPLE_RATE) if axis == "time" else ("band", length)
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
-    with figure(picture, 0.8 + 2.9 * columns, 0.9 + 2.7 * rows) as drawn:
+    with figure(picture, max(0.8 + 2.9 * columns, 4.6), 1.0 + 2.7 * rows) as drawn:
         panels = drawn.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for panel in panels.flat[len(shown) :]:
             panel.set_visible(False)
@@ -76,8 +76,8 @@ def draw_attention(
         for panel in panels[:, 0]:
             panel.set_ylabel(f"attends: {unit}")
         drawn.colorbar(image, ax=list(panels.flat), label="log10 of the weight (rows sum to 1)", extend="min")
-        where = f"{Path(source).stem}, block {block}, along {axis}, {place} {at} of {places}"
-        drawn.suptitle(f"attention of {where}: {recording.name}", fontsize=9)
+        where = f"{Path(source).stem}, block {block} along {axis}, {place} {at} of {places}"
+        drawn.suptitle(f"attention of {where}\n{recording.name}", fontsize=9)
 
 
 def attention_weights(model: SpectralModel, spectrum: Tensor, axis: str, block: int) -> Tensor:
