@@ -156,7 +156,7 @@ def model(implementation: str, device: torch.device) -> Function:
                 return folded(spectrum)
 
         return ours
-    rival = TextbookDPT(copy.deepcopy(core)).to(dtype)
+    rival = TextbookDPT(copy.deepcopy(core)).to(device, dtype)
     return _autotuned(rival) if implementation.startswith("compile") else rival
 
 

@@ -132,7 +132,7 @@ def step_traffic(recipe: Recipe) -> Traffic:
                 torch._foreach_lerp_([torch.empty_like(value) for value in values], values, 0.5)
     with Traffic(inside=True) as beside:
         for beside.part in ("tables, made once", "sums of parts"):
-            list(training_launches(torch.bfloat16, work_of(recipe)))
+            list(training_launches(torch.bfloat16, work_of(recipe), model=recipe.model))
     for found, more in ((traffic.moved, beside.moved), (traffic.calls, beside.calls)):
         found["sums of parts"] = more["sums of parts"]
     return traffic
@@ -145,10 +145,10 @@ def work_of(recipe: Recipe) -> Work:
     return Work(recipe.data.batch_size, frames, recipe.data.seconds, recipe.config.dropout)
 
 
-def window_traffic(work: Work) -> Traffic:
+def window_traffic(work: Work, name: str) -> Traffic:
     """Enhancing a batch of windows on the kernels, as ``fastenh.enhance.enhancer`` does: level, STFT, inverse."""
     with FakeTensorMode(), backend.use_backend("record"):
-        model = build("dpt").eval()
+        model = build(name).eval()
         hop = model.frontend.hop
         model = SpectralModel(model.core.folded(torch.bfloat16), hop).eval()
         waveforms = torch.empty(work.clips, (work.frames - 1) * hop)

@@ -31,25 +31,21 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype to enhance in: ``auto`` is bfloat16 on CUDA and float32 elsewhere.
+    """A dtype to compute in, by name: ``auto`` is bfloat16 where the device has instructions for it, float32 elsewhere.
 
     Raises ``DeviceError`` for another name.
     """
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
     if dtype not in DTYPES:
         raise DeviceError(f"dtype must be auto, {', '.join(DTYPES)}, not {dtype!r}")
     return DTYPES[dtype]
 
 
-def pick_precision(asked: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast in training: ``auto`` is bfloat16 where the device computes in it, float32 elsewhere.
-
-    Unlike ``pick_dtype`` it takes bfloat16 on a CPU, too, if that has instructions for it.
-    """
-    if asked != "auto":
-        return DTYPES[asked]
+def _has_bfloat16(device: torch.device) -> bool:
+    """Emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32  # emulated bfloat16 is slower than float32
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":  # ATEN_CPU_CAPABILITY may lower it
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved is loaded, and nothing else is."""
 
+import copy
 import json
 
 import pytest
@@ -20,6 +21,14 @@ def test_round_trip(tiny_model, tmp_path):
     with torch.inference_mode():
         torch.testing.assert_close(model(signal), tiny_model(signal), rtol=0, atol=0)
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_half_keeps_what_is_beyond_fp16(tiny_model, tmp_path):
+    model = copy.deepcopy(tiny_model)
+    model.core.front_norm.running_var[0] = 1e5
+    checkpoint.save(tmp_path / "half.safetensors", "dpt", TINY_DPT, model, {}, half=True)
+    loaded = checkpoint.load(tmp_path / "half.safetensors")[0].core
+    assert loaded.front_norm.running_var[0].item() == pytest.approx(1e5)
 
 
 def test_half_is_half_as_large_and_close(tiny_model, tmp_path):

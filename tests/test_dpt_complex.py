@@ -7,8 +7,9 @@ from conftest import voice
 from parity import textbook_layer
 from torch import nn
 
-from fastenh.models.dpt_complex import DPTComplex, DPTComplexConfig, band_matrices, compress, expand, multiply
+from fastenh.models.dpt_complex import DPTComplex, DPTComplexConfig, band_matrices
 from fastenh.models.registry import build
+from fastenh_kernels.shared.compression import compress
 
 TINY = {"channels": 16, "conv_channels": 8, "bands": 8, "feed_forward": 32, "blocks": 2}
 FORMS = {"offline": {}, "causal convolutions": {"causal": True}, "live": {"causal": True, "history": 5}}
@@ -76,7 +77,7 @@ def test_training_starts_from_an_attenuator():
     noisy = spectrum(20)
     with torch.no_grad():
         squeezed = [
-            torch.complex(*compress(x[:, :-1], 0.3)[0].unbind(1))
+            torch.view_as_complex(compress(x[:, :-1], 0.3)[0]).transpose(1, 2)
             for x in (noisy, build("dpt_complex").core.eval()(noisy))
         ]
     mask = squeezed[1] / squeezed[0]
@@ -142,20 +143,24 @@ def test_a_mask_of_one_gives_the_input_back():
         torch.testing.assert_close(model(signal), signal, rtol=0, atol=1e-4)
 
 
-def test_compression_and_its_inverse():
-    x = spectrum(5, dtype=torch.complex128)
-    pairs, magnitude = compress(x, 0.3)
-    torch.testing.assert_close(magnitude, x.abs() ** 0.3)
-    torch.testing.assert_close(pairs.square().sum(1).sqrt(), magnitude)
-    torch.testing.assert_close(expand(pairs, 0.3), x)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_folded_for_inference_is_the_same_model(dtype):
+    model, noisy = core(**FORMS["offline"]), spectrum(9, clips=2)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours, theirs = model.folded(dtype)(noisy), model(noisy)
+    assert (ours - theirs).norm() / theirs.norm() < (1e-6 if dtype == torch.float32 else 0.02)
+    assert model.layers[0].attention.qkv.weight.dtype == torch.float32  # the model itself stays as it is
 
 
-def test_multiplication_is_that_of_complex_numbers():
-    a, b = spectrum(3), spectrum(3).flip(1)
-    product = torch.view_as_complex(
-        multiply(*(torch.view_as_real(x).permute(0, 3, 1, 2) for x in (a, b))).permute(0, 2, 3, 1).contiguous()
-    )
-    torch.testing.assert_close(product, a * b)
+@pytest.mark.parametrize("form", FORMS)
+def test_training_computes_what_evaluation_does(form):
+    """With the same statistics in the batch norms."""
+    model, noisy = core(torch.float64, **FORMS[form]), spectrum(9, clips=2, dtype=torch.complex128)
+    expected = model(noisy)
+    model.train()
+    for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.eval()
+    torch.testing.assert_close(model(noisy), expected)
 
 
 @pytest.mark.parametrize("bands", [1, 8, 32, 64])

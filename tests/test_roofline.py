@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton")
 from benchmarks.roofline import pipes, record
 from benchmarks.roofline.cubins import _TENSOR_CORE, Cubin
-from benchmarks.roofline.shipped import WINDOWS, Work, forward_launches, training_launches
+from benchmarks.roofline.shipped import FORWARD, WINDOWS, Work, forward_launches, training_launches
 from benchmarks.traffic import Traffic, kept_by_each, step_traffic, window_traffic, work_of
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.models.registry import build
@@ -91,16 +91,17 @@ def test_a_loop_that_was_unrolled_is_told_by_the_operations():
         pipes.usage(SASS, launch_of((3,), flop=0), 1.0)
 
 
-def test_the_counted_launches_are_those_of_the_model():
+@pytest.mark.parametrize("model", FORWARD)
+def test_the_counted_launches_are_those_of_the_model(model):
     """The list that the pipes are counted for, against the launches that the model makes."""
     if not backend.interprets():
         pytest.skip("needs the kernels on the CPU")
-    core = build("dpt").eval().core.folded(torch.bfloat16)
+    core = build(model).eval().core.folded(torch.bfloat16)
     spectrum = torch.randn(2, WINDOWS.frames, 257, dtype=torch.complex64).transpose(1, 2)
     sixteen_bit = torch.autocast("cpu", torch.bfloat16)
     with backend.use_backend("interpret"), sixteen_bit, torch.no_grad(), recording() as made:
         core(spectrum)
-    listed = [launch for _, launch in forward_launches(torch.bfloat16, WINDOWS._replace(clips=2))]
+    listed = [launch for _, launch in forward_launches(torch.bfloat16, WINDOWS._replace(clips=2), model=model)]
     assert [describe(launch) for launch in made] == [describe(launch) for launch in listed]
 
 
@@ -114,23 +115,30 @@ def test_what_is_counted_is_what_ships():
     assert WINDOWS.clips == on_a_gpu.batch_size
     assert work_of(load_recipe("dpt-mix")) == Work(8, 126, 2.0)
     assert work_of(load_recipe("dpt")) == Work(8, 189, 3.0, 0.1)
+    assert work_of(load_recipe("dpt_complex")) == Work(3, 189, 3.0)
 
 
-def test_the_counted_step_is_that_of_the_model():
+@pytest.mark.parametrize("name", ["dpt-mix", "dpt_complex"])
+def test_the_counted_step_is_that_of_the_model(name):
     """The operators that a training step calls, against the list that the pipes are counted for."""
-    recipe = load_recipe("dpt-mix")
+    recipe = load_recipe(name)
     traffic = step_traffic(recipe)
+    launches = training_launches(torch.bfloat16, work_of(recipe), model=recipe.model)
     names = dict.fromkeys(re.sub(r"layer \d, \w+", "axis_layer_forward", name).split(":")[0].replace(" ", "_")
-                          for name, _ in training_launches(torch.bfloat16, work_of(recipe)))  # fmt: skip
+                          for name, _ in launches)  # fmt: skip
     names = [name.replace("forward_backward", "backward") for name in names]
     assert list(dict.fromkeys(traffic.operators)) == names
+
+
+def test_what_pytorch_moves_in_a_step():
+    traffic = step_traffic(load_recipe("dpt-mix"))
     parts = {"forward", "loss", "backward", "clipping", "optimiser", "averages", "sums of parts"}
     assert set(traffic.moved) == set(traffic.calls) == parts
     weights = 4 * 904_705
     assert traffic.moved["averages"] == pytest.approx(3 * weights, rel=0.01)  # both read, one written
     assert traffic.moved["optimiser"] == pytest.approx(8 * weights, rel=0.1)  # value, gradient, two moments
-    assert window_traffic(WINDOWS).operators == ["encoder_front", "encoder_conv", *4 * ["axis_layer"], "decoder_taps",
-                                                 "mask_head"]  # fmt: skip
+    operators = ["encoder_front", "encoder_conv", *4 * ["axis_layer"], "decoder_taps", "mask_head"]
+    assert window_traffic(WINDOWS, "dpt").operators == operators
 
 
 def test_a_batch_norm_reads_twice():

@@ -11,9 +11,10 @@ from conftest import TINY_DPT
 from torch import nn
 
 from fastenh.data.feed import Share
-from fastenh.devices import pick_precision
+from fastenh.devices import pick_dtype
+from fastenh.train.averages import Averages
 from fastenh.train.recipe import make_recipe
-from fastenh.train.step import Step, average_weights
+from fastenh.train.step import Step
 
 CPU = torch.device("cpu")
 NORMS = (nn.LayerNorm, nn.BatchNorm2d)
@@ -67,7 +68,7 @@ def assert_same(ours, theirs, where="state"):
 def gradient_norms(step, scale):
     """The norms of the gradient, times ``scale``, as it is made and as the optimiser sees it."""
     norms = []
-    gradients, update = step.gradients, step.optimiser.step
+    gradients, update = step._backward, step.optimiser.step
 
     def grads():  # none for a bias before a batch norm, which takes it out again
         return [p.grad for p in step.model.parameters() if p.grad is not None]
@@ -81,7 +82,7 @@ def gradient_norms(step, scale):
         norms.append(norm())
         return loss
 
-    step.gradients = scaled
+    step._backward = scaled
     step.optimiser.step = lambda: (norms.append(norm()), update())
     step(batch(), 0, 1e-3)
     return norms
@@ -111,9 +112,9 @@ def test_weight_decay_leaves_biases_and_norms_alone(kind):
     def no_gradients(noisy, clean):
         for parameter in step.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        return torch.zeros(())
+        return torch.zeros(2)
 
-    step.gradients = no_gradients
+    step.differentiate = no_gradients
     step(batch(), 0, 0.5)
     for name, parameter in step.model.named_parameters():
         if id(parameter) in spared:
@@ -157,7 +158,7 @@ def test_averaged_weights_forget_the_first_ones():
     model = nn.BatchNorm1d(1)
     with torch.no_grad():
         model.weight.fill_(1e6)
-        ema = average_weights(model, 0.999)
+        ema = Averages(model, 0.999)
         ema.update_parameters(model)
         for _ in range(100):
             model.weight.fill_(1.0)
@@ -272,7 +273,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     for parts in (1, 2, 4):
         step = make_step(dropout=0, loss=loss, accumulate=parts)
         step.model.eval()  # the statistics of a batch norm are those of the part: with running ones the rest shows
-        value = step.gradients(*batch(clips=4))
+        value = step._backward(*batch(clips=4))
         gradients.append(torch.cat([value.reshape(1), *(p.grad.flatten() for p in step.model.parameters())]))
     for others in gradients[1:]:
         assert (others - gradients[0]).norm() / gradients[0].norm() < 1e-4
@@ -310,9 +311,12 @@ def test_bfloat16_changes_what_the_model_computes():
 
 
 def test_bfloat16_is_picked_where_the_processor_computes_in_it(monkeypatch):
-    for avx512, amx in ((True, False), (False, True), (False, False)):
+    for capability, avx512, amx in (("AVX512", True, False), ("AVX512", False, True), ("AVX512", False, False),
+                                    ("AVX2", True, True)):  # fmt: skip
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda value=avx512: value)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=amx: value)
-        assert pick_precision("auto", CPU) == (torch.bfloat16 if avx512 or amx else torch.float32)
-        assert pick_precision("float32", CPU) == torch.float32
-        assert pick_precision("bfloat16", CPU) == torch.bfloat16
+        has = capability == "AVX512" and (avx512 or amx)
+        assert pick_dtype("auto", CPU) == (torch.bfloat16 if has else torch.float32)
+        assert pick_dtype("float32", CPU) == torch.float32
+        assert pick_dtype("bfloat16", CPU) == torch.bfloat16

@@ -22,9 +22,11 @@ from fastenh.data.feed import Share
 from fastenh.models import checkpoint
 from fastenh.models.registry import MODELS
 from fastenh.train import loop
-from fastenh.train.graphs import GraphedGradients
+from fastenh.train.averages import Averages
+from fastenh.train.graphs import GraphedStep
 from fastenh.train.loop import Trainer, TrainingError
-from fastenh.train.recipe import RecipeError, load_recipe
+from fastenh.train.optimisers import make_optimiser
+from fastenh.train.recipe import OptimiserConfig, RecipeError, load_recipe
 from fastenh.train.sources import open_sources
 from fastenh.train.state import STATE, RunError, load_state
 
@@ -132,13 +134,13 @@ def test_resuming_is_bit_for_bit_the_undisturbed_run(trainer, stop_at):
     assert a["plateau"] == b["plateau"]
 
 
-@pytest.mark.parametrize("where", ["gradients", "_checkpoint", "save_state"])
+@pytest.mark.parametrize("where", ["update", "_checkpoint", "save_state"])
 def test_a_killed_run_resumes_to_the_same_result(trainer, monkeypatch, where):
     """Dead in the middle of the second epoch or of its end: what was written after the first one has to do."""
     whole = trainer("whole")
     whole.train()
     killed = trainer("killed")
-    owner = {"gradients": killed.step, "_checkpoint": killed, "save_state": loop}[where]
+    owner = {"update": killed.step, "_checkpoint": killed, "save_state": loop}[where]
     original = getattr(owner, where)
 
     def dying(*arguments):
@@ -407,25 +409,40 @@ def test_each_model_learns_on_the_samples(model, tmp_path):
 
 
 @pytest.mark.gpu
-def test_graphed_gradients_are_those_of_the_step():
-    """Of batches before and after the capture, and of one of another shape."""
-    torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(8, 8, device="cuda"))
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_graphed_steps_are_those_of_the_step(kind):
+    """Of batches before and after the capture, of one of another shape, and with a learning rate that changes."""
 
-    def compute(noisy, clean):
-        weight.grad = None
-        loss = (noisy @ weight - clean).square().mean()
-        loss.backward()
-        return loss.detach()
+    def weights(graphs):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)).cuda()
+        optimiser = make_optimiser(model, OptimiserConfig(kind=kind, weight_decay=0.1))
+        averages = Averages(model, 0.5)
 
-    graphed = GraphedGradients(compute, [weight])
-    for number in range(8):
-        noisy, clean = torch.randn(2, 5 if number == 6 else 4, 8, device="cuda")
-        loss, grad = graphed(noisy, clean).clone(), weight.grad.clone()
-        torch.testing.assert_close((loss, grad), (compute(noisy, clean), weight.grad))
-        with torch.no_grad():
-            weight -= 0.1 * grad
-    assert graphed._graph is not None
+        def differentiate(noisy, clean):
+            optimiser.zero_grad()
+            loss = (model(noisy) - clean).square().mean()
+            loss.backward()
+            return loss.detach()
+
+        def update():
+            optimiser.step()
+            averages.update_parameters(model)
+
+        step = GraphedStep(differentiate, update, model.parameters(), optimiser)
+        optimiser.load_state_dict(optimiser.state_dict())  # as a run that goes on does
+        found = []
+        for number in range(8):
+            noisy, clean = torch.randn(2, 5 if number == 6 else 4, 8, device="cuda")
+            for group in optimiser.param_groups:
+                group["lr"] = 0.1 / (1 + number)
+            found.append((step.differentiate if graphs else differentiate)(noisy, clean).item())
+            (step.update if graphs else update)()
+        assert not graphs or (step._first is not None and step._second is not None)
+        assert optimiser.param_groups[0]["lr"] == 0.1 / 8
+        return found, model.state_dict(), averages.state_dict()
+
+    torch.testing.assert_close(weights(graphs=True), weights(graphs=False))
 
 
 def test_what_cannot_be_captured_runs_without_a_graph(caplog, monkeypatch):
@@ -433,7 +450,18 @@ def test_what_cannot_be_captured_runs_without_a_graph(caplog, monkeypatch):
         raise RuntimeError("no stream here\nmore")
 
     monkeypatch.setattr(torch.cuda, "Stream", refuse)
-    graphed = GraphedGradients(lambda noisy, clean: noisy.sum() + clean.sum(), [])
-    batches = [torch.full((2, 3), float(number)) for number in range(6)]
-    assert [graphed(batch, batch).item() for batch in batches] == [12.0 * number for number in range(6)]
-    assert [record.message for record in caplog.records] == ["training without a CUDA graph: no stream here"]
+    updates = []
+    step = GraphedStep(
+        lambda noisy, clean: noisy.sum() + clean.sum(),
+        lambda: updates.append(1),
+        [],
+        types.SimpleNamespace(param_groups=[]),
+    )
+    for number in range(6):
+        batch = torch.full((2, 3), float(number))
+        assert step.differentiate(batch, batch).item() == 12.0 * number
+        step.update()
+    assert len(updates) == 6
+    assert [record.message for record in caplog.records] == [
+        "training without a CUDA graph of gradients: no stream here"
+    ]

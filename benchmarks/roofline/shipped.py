@@ -29,28 +29,39 @@ WINDOWS = Work(16, 256, 3.58)  # as they are enhanced on a GPU: docs/spans.md
 META = torch.device("meta")
 Case = tuple[str, str]  # the name of an operation and the label of one of its examples
 _LAYERS = [("axis_layer", f"dpt, {axis}") for axis in ("frequency", "time")] * 2
-FORWARD: list[Case] = [("encoder_front", "inference"), ("encoder_conv", "inference"), *_LAYERS,
-                       ("decoder_taps", ""), ("mask_head", "")]  # fmt: skip
-TRAINING: list[Case] = [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS,
-                        ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", "")]  # fmt: skip
+_NARROW = [("norm_taps", ""), ("axis_layer", "dpt_complex, time"), ("axis_layer", "dpt_complex, frequency")] * 3
+FORWARD: dict[str, list[Case]] = {
+    "dpt": [("encoder_front", "inference"), ("encoder_conv", "inference"), *_LAYERS,
+            ("decoder_taps", ""), ("mask_head", "")],
+    "dpt_complex": [("compressed_front", ""), ("band_encoder", ""), *_NARROW, ("band_decoder", ""),
+                    ("compressed_mask", "")],
+}  # fmt: skip
+TRAINING: dict[str, list[Case]] = {
+    "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS,
+            ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", "")],
+    "dpt_complex": _NARROW,  # convolutions and their batch norms are PyTorch's
+}  # fmt: skip
 
 
-def forward_launches(dtype: torch.dtype, work: Work, capability: int = 90) -> Iterator[tuple[str, Launch]]:
-    """A name and a launch for every step of the forward pass of ``dpt``, in order.
+def forward_launches(
+    dtype: torch.dtype, work: Work, capability: int = 90, model: str = "dpt"
+) -> Iterator[tuple[str, Launch]]:
+    """A name and a launch for every step of the forward pass of a model, in order.
 
     That the model makes these launches, and no others, is a test of the project.
     """
-    for number, (operation, arguments) in enumerate(_cases(FORWARD, dtype, work)):
+    for name, operation, arguments in _cases(FORWARD[model], dtype, work):
         with recording(capability) as launches, torch.no_grad():
             operation(*arguments)
-        yield from _named(_step(operation, FORWARD[number], number), launches)
+        yield from _named(name, launches)
 
 
-def training_launches(dtype: torch.dtype, work: Work, capability: int = 90) -> Iterator[tuple[str, Launch]]:
-    """The same for a training step of ``dpt``, forward and backward. Batch norms, loss and optimiser are PyTorch's."""
+def training_launches(
+    dtype: torch.dtype, work: Work, capability: int = 90, model: str = "dpt"
+) -> Iterator[tuple[str, Launch]]:
+    """The same for a training step, forward and backward. Batch norms, loss and optimiser are PyTorch's."""
     back: list[tuple[str, list[Launch]]] = []
-    for number, (operation, arguments) in enumerate(_cases(TRAINING, dtype, work)):
-        name = _step(operation, TRAINING[number], number)
+    for name, operation, arguments in _cases(TRAINING[model], dtype, work):
         with recording(capability) as launches:
             gradients = differentiate(operation, arguments)
             forward = list(launches)
@@ -70,7 +81,8 @@ def shipped_launches(dtype: torch.dtype, capability: int) -> Iterator[tuple[str,
                 with recording(capability) as launches:
                     with torch.no_grad():
                         operation(*arguments)
-                    differentiate(operation, arguments)()
+                    if operation.differentiable:
+                        differentiate(operation, arguments)()
                 yield from _named(f"{operation.name} {label}, {frames} frames".replace(" ,", ","), launches)
 
 
@@ -83,16 +95,17 @@ def differentiate(operation: Operation, arguments: tuple[Any, ...]) -> functools
     return functools.partial(torch.autograd.grad, results, wanted, [torch.empty_like(r) for r in results])
 
 
-def _cases(wanted: Iterable[Case], dtype: torch.dtype, work: Work) -> Iterator[tuple[Operation, tuple[Any, ...]]]:
+def _cases(wanted: Iterable[Case], dtype: torch.dtype, work: Work) -> Iterator[tuple[str, Operation, tuple[Any, ...]]]:
+    """Layers go by their number in the model."""
     inputs = Inputs(META, dtype, work.clips, work.frames)
+    layers = 0
     for name, label in wanted:
         (arguments,) = (e.arguments for e in OPERATIONS[name].examples(inputs) if e.label == label)
-        yield OPERATIONS[name], (*arguments, work.dropout) if name == "axis_layer" else arguments
-
-
-def _step(operation: Operation, case: Case, number: int) -> str:
-    """Layers go by their number in the model; the first comes after the two steps of the encoder."""
-    return f"layer {number - 1}, {case[1].split()[-1]}" if operation.name == "axis_layer" else operation.name
+        if name == "axis_layer":
+            layers += 1
+            yield f"layer {layers}, {label.split()[-1]}", OPERATIONS[name], (*arguments, work.dropout)
+        else:
+            yield name, OPERATIONS[name], arguments
 
 
 def _every_example(dtype: torch.dtype, frames: int, dropout: float) -> Iterator[tuple[Operation, str, tuple[Any, ...]]]:

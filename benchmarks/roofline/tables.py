@@ -1,4 +1,4 @@
-"""What ships of ``dpt``, counted: every launch of the window that is enhanced and of the steps of two recipes."""
+"""What ships, counted: every launch of the windows that are enhanced and of the steps of the recipes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,33 @@ import triton
 
 from benchmarks.roofline.cubins import Cubin, code_of, compile_launch
 from benchmarks.roofline.pipes import DRAM_BYTES_S, PIPES, Usage, usage
-from benchmarks.roofline.shipped import WINDOWS, Work, forward_launches, training_launches
+from benchmarks.roofline.shipped import FORWARD, WINDOWS, Work, forward_launches, training_launches
 from benchmarks.traffic import Traffic, step_traffic, window_traffic, work_of
 from fastenh.train.recipe import load_recipe
 from fastenh_kernels.shared.launch import Launch
 
 SECONDS = 3.0  # of audio that every figure is for
 FIGURES = ("bound_us", "estimate_us", "serial_us")
-STEPS = {"dpt training step": "dpt-mix", "dpt training step with dropout": "dpt"}  # by the name of the recipe
+STEPS = {
+    "dpt training step": ("dpt-mix",),
+    "dpt training step with dropout": ("dpt",),
+    "dpt_complex training step": ("dpt_complex",),
+    "dpt_complex training step of 32 crops of 4 s": ("dpt_complex", "data.batch_size=32", "data.seconds=4"),
+}  # a recipe and what is changed in it
 Row = dict[str, Any]
 
 
 def counted() -> dict[str, Any]:
     """Every launch of what ships, for 3 s of audio, with its three figures; and their sums."""
-    mixed = {name: load_recipe(recipe) for name, recipe in STEPS.items()}
-    parts = {"dpt forward": _rows(forward_launches(torch.bfloat16, WINDOWS), WINDOWS, window_traffic(WINDOWS))}
-    for name, recipe in mixed.items():
+    parts = {}
+    for model in FORWARD:
+        launches = forward_launches(torch.bfloat16, WINDOWS, model=model)
+        parts[f"{model} forward"] = _rows(launches, WINDOWS, window_traffic(WINDOWS, model))
+    for name, (base, *changes) in STEPS.items():
+        recipe = load_recipe(base, changes)
         work = work_of(recipe)
-        parts[name] = _rows(training_launches(torch.bfloat16, work), work, step_traffic(recipe))
+        launches = training_launches(torch.bfloat16, work, model=recipe.model)
+        parts[name] = _rows(launches, work, step_traffic(recipe))
     return {"arch": "sm_90", "triton": triton.__version__, "measured": False, "seconds": SECONDS} | {
         "parts": {name: _sums(rows) | {"launches": rows} for name, rows in parts.items()}
     }
@@ -91,13 +100,14 @@ def total(name: str, part: dict[str, Any]) -> str:
 
 
 def print_pipes(found: dict[str, Any]) -> None:
-    """The tables, the one with dropout first, and their sums: those of the forward pass and of the step at the end."""
+    """The tables, then their sums: a model's forward pass and the step of its recipe one after the other."""
     print(f"triton {found['triton']}, sm_90, estimated, not measured")
     parts = found["parts"]
     for name, part in reversed(parts.items()):
         print("\n".join(table(name, part)))
-    for name in sorted(parts, key=lambda name: (name in ("dpt forward", "dpt training step"), name)):
-        print(total(name, parts[name]))
+    for model in FORWARD:
+        for name in (name for name in parts if name.split()[0] == model):
+            print(total(name, parts[name]))
 
 
 def pipe_usage(launches: Iterable[tuple[str, Launch]], share: float) -> Iterator[tuple[str, Launch, Usage]]:

@@ -10,6 +10,7 @@ import torch
 
 from fastenh import __version__
 from fastenh.cli.errors import one_line
+from fastenh.devices import pick_dtype
 from fastenh.evaluate.metrics import LABELS, available
 from fastenh.models.checkpoint import shipped_models
 from fastenh_kernels import backend
@@ -31,7 +32,8 @@ def command() -> None:
         for name in devices:
             choice = backend.choose(torch.device(name))
             label = torch.cuda.get_device_name(name) if name.startswith("cuda") else name
-            click.echo(f"backend on {label}: {choice.name} ({choice.reason})")
+            dtype = str(pick_dtype("auto", torch.device(name))).removeprefix("torch.")
+            click.echo(f"backend on {label}: {choice.name} ({choice.reason}), {dtype}")
     click.echo(f"metrics: {', '.join(LABELS[metric] for metric in available())}")
     click.echo(f"shipped weights: {', '.join(shipped_models()) or 'none'}")
 

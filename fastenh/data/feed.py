@@ -20,7 +20,8 @@ from fastenh.errors import printable
 
 log = logging.getLogger("fastenh")
 Batch = tuple[Tensor, Tensor]  # noisy, clean: float32 (B, L)
-_AT_ONCE = 1 << 24  # samples that a GPU mixes together, 17 minutes: about 3 GB while it does
+_AT_ONCE = 1 << 26  # samples that a GPU mixes together at most: 70 minutes
+_BYTES = 200  # of memory that a sample takes meanwhile
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class MixFeed:
     def together(self, first: int) -> Iterator[Batch]:
         """Batches from ``first`` on, many mixed at once: the thousands of small launches are then those of all of
         them, and a GPU is not kept waiting for its host. The bits are those of ``batch``, but for rounding."""
-        count = max(1, _AT_ONCE // (self.mixer.length * len(self._examples(0))))
+        count = max(1, _room(self.device) // (self.mixer.length * len(self._examples(0))))
         while True:
             steps = range(first, first + count)
             sides = self.mixer.pairs([example for step in steps for example in self._examples(step)])
@@ -69,6 +70,12 @@ class MixFeed:
 
     def _examples(self, step: int) -> Sequence[int] | range:
         return self.share.of(range(step * self.batch_size, (step + 1) * self.batch_size))
+
+
+def _room(device: torch.device) -> int:
+    """Samples to be mixed together: in a quarter of the memory that is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 32
+    return min(_AT_ONCE, free // (4 * _BYTES))
 
 
 class PairFeed:

@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 def save(path: Path, name: str, config: Any, model: SpectralModel, training: dict[str, Any], half: bool) -> None:
-    """Write the weights atomically; ``half`` stores floating-point tensors as fp16 (a release)."""
+    """Write the weights atomically; ``half`` stores as fp16 what is within its range (a release)."""
     tensors = {key: _stored(value, half) for key, value in model.core.state_dict().items()}
     header = {
         "format": FORMAT,
@@ -142,7 +142,10 @@ def read(path: Path) -> Checkpoint:
 
 def _stored(tensor: Tensor, half: bool) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
-    return tensor.half() if half and tensor.is_floating_point() else tensor
+    if not half or not tensor.is_floating_point():
+        return tensor
+    smaller = tensor.half()
+    return smaller if smaller.isfinite().all() else tensor  # a batch norm's variance can be beyond fp16
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

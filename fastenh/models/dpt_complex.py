@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastenh.models.blocks import AxisLayer, convolve_normalise
+import fastenh_kernels
+from fastenh.models.blocks import AxisLayer, fold_batch_norm
+from fastenh_kernels.shared.compression import compress
 
 _STRIDE = 4  # bins a convolved band
-_EPS = 1e-10  # of the power: finite gradients at 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class DPTComplex(nn.Module):
         for _ in range(config.blocks):
             self.layers.append(TimeLayer(config))
             self.layers.append(AxisLayer(c, config.heads, config.feed_forward, config.dropout, "frequency"))
+        self.plan = Plan(
+            len(self.layers),
+            config.heads,
+            0 if config.causal else config.taps // 2,
+            config.history,
+            config.compression,
+            self.frames[1],
+        )
         self.mix = nn.ModuleList(FrequencyConv(2 * wide, wide, 1) for _ in range(config.convolutions + 1))
         self.decoder = nn.ModuleList(FrequencyConv(wide, wide, 3) for _ in range(config.convolutions))
         self.head = nn.ConvTranspose2d(wide, 2, (8, 3), stride=(_STRIDE, 1), padding=(2, 0))
@@ -71,33 +81,101 @@ class DPTComplex(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
+        if not self.training:
+            return enhance(spectrum, self.prepared(), self.plan)
         compressed, magnitude = compress(spectrum[:, :-1], self.compression)
-        x = torch.cat([compressed, magnitude.unsqueeze(1)], 1)
-        x = F.pad(x, self.frames).contiguous(memory_format=torch.channels_last)
-        x = F.silu(convolve_normalise(self.front, self.front_norm, x))
+        x = F.pad(torch.cat([compressed, magnitude.unsqueeze(-1)], -1), (0, 0, 0, 0, *self.frames))
+        x = F.silu(normalise(self.front_norm, convolve(self.front, x)))
         skips = [x]
         for convolution in self.encoder:
             x = convolution(x)
             skips.append(x)
-        x = self._dual_path(x)
-        for mix, convolution in zip(self.mix, self.decoder, strict=False):
-            x = convolution(mix(torch.cat([x, skips.pop()], 1)))
-        x = self.mix[-1](torch.cat([x, skips.pop()], 1))
-        first = self.frames[1]  # a transposed convolution gives 2 frames more, on the side of the padding
-        mask = self.head(x)[..., first : first + spectrum.shape[-1]]
-        return expand(F.pad(multiply(mask, compressed), (0, 0, 0, 1)), self.compression)
-
-    def _dual_path(self, x: Tensor) -> Tensor:
-        """(B, C', 64, T) -> (B, C', 64, T), in between (B, T, bands, C)."""
-        y = self.enter(torch.matmul(self.to_bands, x.permute(0, 3, 2, 1))) + self.positions
+        y = self.enter(torch.matmul(self.to_bands, x)) + self.positions
         for layer in self.layers:
             y = layer(y)
-        y = torch.matmul(self.from_bands, self.leave(y))
-        return y.permute(0, 3, 2, 1).contiguous(memory_format=torch.channels_last)
+        x = torch.matmul(self.from_bands, self.leave(y))
+        for mix, convolution in zip(self.mix, self.decoder, strict=False):
+            x = convolution(mix(torch.cat([x, skips.pop()], -1)))
+        x = self.mix[-1](torch.cat([x, skips.pop()], -1))
+        ahead, head = self.frames[1], self.head
+        return fastenh_kernels.compressed_mask(x, head.weight, head.bias, spectrum, self.compression, ahead)
+
+    def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPTComplex:
+        """The same in evaluation, its weights prepared once."""
+        return FoldedDPTComplex(self, dtype)
+
+    def prepared(self) -> dict[str, tuple[Tensor, ...]]:
+        """The weights by operation and in its order, batch norms folded."""
+
+        def folded(convolutions: nn.ModuleList) -> tuple[Tensor, ...]:
+            pairs = [fold_batch_norm(convolution.conv, convolution.norm) for convolution in convolutions]
+            return tuple(tensor for weight, bias in pairs for tensor in (weight.squeeze(-1), bias))
+
+        mixes = folded(self.mix)
+        layers = {}
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, TimeLayer):
+                layers[f"taps{number}"] = layer.taps_weights()
+            layers[f"layer{number}"] = tuple(layer.weights())
+        return layers | {
+            "front": fold_batch_norm(self.front, self.front_norm),
+            "encoder": folded(self.encoder),
+            "enter": (self.to_bands, self.enter.weight, self.enter.bias, self.positions),
+            "leave": (self.leave.weight, self.leave.bias, self.from_bands),
+            "mixes": tuple(tensor.squeeze(-1) if tensor.ndim == 3 else tensor for tensor in mixes),
+            "decoder": folded(self.decoder),
+            "head": (self.head.weight, self.head.bias),
+        }
+
+
+class FoldedDPTComplex(nn.Module):
+    """The core for inference: batch norms folded, matrices and kernels in ``dtype``, vectors in float32."""
+
+    def __init__(self, core: DPTComplex, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.plan = core.plan
+        self.sizes = {}
+        with torch.no_grad():
+            for name, tensors in core.prepared().items():
+                self.sizes[name] = len(tensors)
+                for index, tensor in enumerate(tensors):
+                    kept = tensor.detach().to(dtype if tensor.ndim > 1 else torch.float32, copy=True)
+                    self.register_buffer(f"{name}_{index}", kept.contiguous())
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        """Complex (B, 257, T) -> complex (B, 257, T)."""
+        weights = {name: tuple(getattr(self, f"{name}_{i}") for i in range(n)) for name, n in self.sizes.items()}
+        return enhance(spectrum, weights, self.plan)
+
+
+class Plan(NamedTuple):
+    """What the forward pass needs to know beside the weights."""
+
+    layers: int
+    heads: int
+    taps_ahead: int
+    history: int
+    compression: float
+    ahead: int  # frames, of the convolutions around the dual path
+
+
+def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan) -> Tensor:
+    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``."""
+    x = fastenh_kernels.compressed_front(spectrum, *weights["front"], plan.compression, plan.ahead)
+    y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
+    for number in range(plan.layers):
+        axis, history = ("frequency", 0) if number % 2 else ("time", plan.history)
+        if axis == "time":
+            y = fastenh_kernels.norm_taps(y, *weights[f"taps{number}"], plan.taps_ahead)
+        layer = fastenh_kernels.AxisLayerWeights(*weights[f"layer{number}"])
+        y = fastenh_kernels.axis_layer(y, layer, plan.heads, axis, 0.0, history)
+    skips = (*reversed(outs), x)
+    x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
+    return fastenh_kernels.compressed_mask(x, *weights["head"], spectrum, plan.compression, plan.ahead)
 
 
 class FrequencyConv(nn.Module):
-    """Convolution over ``taps`` bands of each frame, batch norm, SiLU: (B, C, F, T) -> (B, C', F, T)."""
+    """Convolution over ``taps`` bands of each frame, batch norm, SiLU: (B, T, F, C) -> (B, T, F, C')."""
 
     def __init__(self, channels: int, out: int, taps: int) -> None:
         super().__init__()
@@ -105,7 +183,7 @@ class FrequencyConv(nn.Module):
         self.norm = nn.BatchNorm2d(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(convolve_normalise(self.conv, self.norm, x))
+        return F.silu(normalise(self.norm, convolve(self.conv, x)))
 
 
 class TimeLayer(nn.Module):
@@ -118,15 +196,21 @@ class TimeLayer(nn.Module):
     def __init__(self, config: DPTComplexConfig) -> None:
         super().__init__()
         c, taps = config.channels, config.taps
-        self.frames = (taps - 1, 0) if config.causal else (taps // 2, taps // 2)
+        self.ahead = 0 if config.causal else taps // 2
         self.norm = nn.LayerNorm(c)
         self.taps = nn.Conv2d(c, c, (taps, 1), groups=c)
         self.attention = AxisLayer(c, config.heads, config.feed_forward, config.dropout, "time", config.history)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F, C) -> (B, T, F, C)."""
-        near = F.pad(self.norm(x), (0, 0, 0, 0, *self.frames)).permute(0, 3, 1, 2)
-        return self.attention(x + self.taps(near).permute(0, 2, 3, 1))
+        return self.attention(fastenh_kernels.norm_taps(x, *self.taps_weights(), self.ahead))
+
+    def taps_weights(self) -> tuple[Tensor, ...]:
+        """Of ``norm_taps``."""
+        return self.norm.weight, self.norm.bias, self.taps.weight.flatten(1), self.taps.bias
+
+    def weights(self) -> fastenh_kernels.AxisLayerWeights:
+        return self.attention.weights()
 
 
 def band_matrices(bands: int, rows: int = 256 // _STRIDE) -> tuple[Tensor, Tensor]:
@@ -136,22 +220,12 @@ def band_matrices(bands: int, rows: int = 256 // _STRIDE) -> tuple[Tensor, Tenso
     return triangles / triangles.sum(1, keepdim=True), (triangles / triangles.sum(0)).T.contiguous()
 
 
-def compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """Complex (B, F, T) -> |X|^power with the phase of X as real pairs (B, 2, F, T), and without it (B, F, T)."""
-    pairs = torch.view_as_real(spectrum).permute(0, 3, 1, 2)
-    squared = pairs.square().sum(1) + _EPS
-    return pairs * (squared ** ((power - 1) / 2)).unsqueeze(1), squared ** (power / 2)
+def convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv``, whose weights are (C', C, F taps, T taps), without its bias: (B, T, F, C) -> (B, T', F', C')."""
+    weight = conv.weight.transpose(2, 3)
+    return F.conv2d(x.permute(0, 3, 1, 2), weight, None, conv.stride[::-1], conv.padding[::-1]).permute(0, 2, 3, 1)
 
 
-def expand(pairs: Tensor, power: float) -> Tensor:
-    """The inverse of ``compress``: real pairs (B, 2, F, T) -> complex (B, F, T)."""
-    squared = pairs.square().sum(1, keepdim=True) + _EPS
-    return torch.view_as_complex((pairs * squared ** ((1 / power - 1) / 2)).permute(0, 2, 3, 1).contiguous())
-
-
-def multiply(a: Tensor, b: Tensor) -> Tensor:
-    """The product of complex numbers, all as real pairs (B, 2, F, T)."""
-    (real, imaginary), (other_real, other_imaginary) = a.unbind(1), b.unbind(1)
-    return torch.stack(
-        [real * other_real - imaginary * other_imaginary, real * other_imaginary + imaginary * other_real], 1
-    )
+def normalise(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """(B, T, F, C) -> the same."""
+    return norm(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

@@ -57,7 +57,7 @@ class StackedMuon(torch.optim.Muon):
         updates = torch.stack(torch._foreach_lerp(gradients, momenta, group["momentum"]))
         updates = orthogonalised(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(parameters, list(updates.float()), alpha=-group["lr"] * scale)
+        torch._foreach_sub_(parameters, list(updates.float() * (group["lr"] * scale)))
 
 
 def orthogonalised(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:

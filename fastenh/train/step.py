@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.profiler import record_function
 
 from fastenh.data.feed import Batch, Share
-from fastenh.devices import pick_precision
+from fastenh.devices import pick_dtype
 from fastenh.models import checkpoint
 from fastenh.models.batch_norm import join_batch_norms
 from fastenh.models.frontend import SpectralModel
 from fastenh.models.registry import build
-from fastenh.train.graphs import Gradients, GraphedGradients
+from fastenh.train.averages import Averages
+from fastenh.train.graphs import GraphedStep
 from fastenh.train.losses import EnhancementLoss
 from fastenh.train.optimisers import make_optimiser
 from fastenh.train.ranks import average_gradients
@@ -43,14 +43,16 @@ class Step:
             join_batch_norms(self.model)
         self.loss = EnhancementLoss(recipe.loss, self.model.frontend.hop).to(device)
         self.optimiser = make_optimiser(self.model, recipe.optimiser)
-        self.ema = average_weights(self.model, recipe.run.ema)
-        self.autocast_dtype = pick_precision(recipe.run.precision, device)
+        self.ema = Averages(self.model, recipe.run.ema) if recipe.run.ema else None
+        self.autocast_dtype = pick_dtype(recipe.run.precision, device)
         if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
             backend.choose(device, training=True)  # the kernels' own test, before anything is traced
             self.model.core.compile()
-        self.gradients: Gradients = self._backward
+        self._statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms, a step ago
+        self.differentiate, self.update = self._differentiate, self._update
         if recipe.run.graph == "auto" and device.type == "cuda" and self.share.ranks == 1:
-            self.gradients = GraphedGradients(self._backward, self.model.parameters())
+            graphed = GraphedStep(self._differentiate, self._update, self.model.parameters(), self.optimiser)
+            self.differentiate, self.update = graphed.differentiate, graphed.update
 
     def __call__(self, batch: Batch, number: int, learning_rate: float) -> float:
         """Step number ``number`` of the run, on this process's share of its batch.
@@ -64,19 +66,27 @@ class Step:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.model.train()
-        statistics = [buffer.clone() for buffer in self.model.buffers()]  # of the batch norms: a bad step spoils them
-        loss = self.gradients(*(side.to(self.device, non_blocking=True) for side in batch))
+        torch._foreach_copy_(self._statistics, list(self.model.buffers()))  # a bad step spoils them
+        loss, norm = self.differentiate(*(side.to(self.device, non_blocking=True) for side in batch)).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            torch._foreach_copy_(list(self.model.buffers()), self._statistics)
+            return math.nan
+        with record_function("optimiser"):
+            self.update()
+        return loss
+
+    def _differentiate(self, noisy: Tensor, clean: Tensor) -> Tensor:
+        """The loss, and the norm of the gradients before they are clipped: (2,)."""
+        loss = self._backward(noisy, clean)
         with record_function("optimiser"):
             loss = average_gradients(list(self.model.parameters()), loss)
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimiser.clip)
-            if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-                for buffer, value in zip(self.model.buffers(), statistics, strict=True):
-                    buffer.copy_(value)
-                return math.nan
-            self.optimiser.step()
-            if self.ema is not None:
-                self.ema.update_parameters(self.model)
-        return loss.item()
+        return torch.stack([loss, norm])
+
+    def _update(self) -> None:
+        self.optimiser.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
 
     def _backward(self, noisy: Tensor, clean: Tensor) -> Tensor:
         """Gradients of the mean loss of the batch, which goes through the model in ``run.accumulate`` parts."""
@@ -134,23 +144,3 @@ def initial_model(recipe: Recipe) -> SpectralModel:
         except RuntimeError as error:
             raise RunError(f"run.init: {recipe.run.init} has another configuration than the recipe") from error
     return model
-
-
-def average_weights(model: SpectralModel, decay: float) -> AveragedModel | None:
-    """The exponential average of weights and statistics over steps; nothing for a decay of 0.
-
-    After n steps the decay is at most (1 + n) / (10 + n): a constant one would remember the random weights of the
-    beginning for many times 1 / (1 - decay) steps.
-    """
-    if not decay:
-        return None
-
-    def update(averages: list[Tensor], values: list[Tensor], steps: Tensor) -> None:
-        """Of one kind of tensor; counters of steps are copied."""
-        now = min(decay, (1 + int(steps)) / (10 + int(steps)))
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, values, 1 - now)
-        else:
-            torch._foreach_copy_(averages, values)
-
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

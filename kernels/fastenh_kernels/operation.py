@@ -35,6 +35,7 @@ class Operation:
     reference: pure PyTorch, any dtype up to float64, the gradient that autograd finds.
     cpu: another form that a processor gains by; it takes all that the reference takes.
     serves: why the kernel does not take these arguments, in words; nothing where it does.
+    differentiable: whether the kernel has a gradient; without one it serves inference alone.
     examples: the arguments of the models that are shipped, made by ``Inputs``: what is proven on a device, compiled
         without one, and timed.
 
@@ -50,9 +51,10 @@ class Operation:
         examples: Callable[[Inputs], Iterator[Example]],
         cpu: Callable[..., Any] | None = None,
         serves: Callable[..., str] = _anything,
+        differentiable: bool = True,
     ) -> None:
         self.name, self.reference, self.cpu = name, reference, cpu or reference
-        self.serves, self.examples = serves, examples
+        self.serves, self.examples, self.differentiable = serves, examples, differentiable
         self.takes_dropout = "dropout" in inspect.signature(reference).parameters
         self.kernel: Callable[..., Any] | None = None
         OPERATIONS[name] = self
@@ -69,7 +71,7 @@ class Operation:
         backend = choose(tensors[0].device, training, self.name, dtype_of(tensors)).name
         if backend == "cpu":
             return self.cpu
-        if backend == "reference" or self.serves(*arguments):
+        if backend == "reference" or (training and not self.differentiable) or self.serves(*arguments):
             return self.reference
         load_kernels()
         return self.kernel
@@ -89,12 +91,21 @@ def dtype_of(tensors: list[Tensor]) -> torch.dtype:
     return next((tensor.dtype for tensor in tensors if not tensor.is_complex()), torch.float32)
 
 
+def wide_values(tensor: Tensor) -> str:
+    """In words, why a kernel that fills the registers with 16-bit values does not take ``tensor``; the interpreter,
+    which has any number of registers, does."""
+    if dtype_of([tensor]) == torch.float32 and tensor.device.type != "cpu":
+        return "float32: the kernel takes 16 bit"
+    return ""
+
+
 @constant_in_graphs
 def load_kernels() -> int:
     """Import the kernels of all operations with their gradients; returns their number."""
     for operation in OPERATIONS.values():
         if operation.kernel is None:
             folder = f"{__package__}.operations.{operation.name}"
-            importlib.import_module(f"{folder}.backward")
+            if operation.differentiable:
+                importlib.import_module(f"{folder}.backward")
             operation.kernel = getattr(importlib.import_module(f"{folder}.forward"), operation.name)
     return len(OPERATIONS)
