@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 import fastenh_kernels
-from fastenh_kernels.operations.axis_attention.reference import attention_weights
 
 
 def initialise(module: nn.Module) -> None:
@@ -56,10 +55,6 @@ class AxisLayer(nn.Module):
         """(B, T, F, C) -> (B, T, F, C)."""
         dropout = self.dropout if self.training else 0.0
         return fastenh_kernels.axis_layer(x, self.weights(), self.heads, self.axis, dropout, self.history)
-
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """(B, T, F, C), the layer's input -> (sequences, heads, length, length), whose rows sum to 1."""
-        return attention_weights(self.qkv(self.norm1(x)), self.heads, self.axis, self.history)
 
     def weights(self) -> fastenh_kernels.AxisLayerWeights:
         modules = (self.norm1, self.qkv, self.out, self.norm2, self.up, self.down)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+import fastenh_kernels
 from fastenh.audio.files import read_mono
 from fastenh.errors import UsageError
 from fastenh.models import checkpoint
-from fastenh.models.blocks import AxisLayer
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel, normalise_level
 from fastenh.plots.figures import GAINS, SEQUENTIAL, PlotError, figure
+from fastenh_kernels.operations.axis_attention import reference
 
 _LONGEST = 30.0  # seconds: attention takes memory by the square of it
 _FLOOR = -40.0  # dB
@@ -81,21 +86,34 @@ def draw_attention(
 
 
 def attention_weights(model: SpectralModel, spectrum: Tensor, axis: str, block: int) -> Tensor:
-    """(sequences of the first clip, heads, length, length), of the weights and inputs that the operation gets."""
-    layers = [module for module in model.core.modules() if isinstance(module, AxisLayer) and module.axis == axis]
-    if not layers:
-        raise ChoiceError(f"--axis {axis}: this model has no attention along it")
-    if not 1 <= block <= len(layers):
-        raise ChoiceError(f"--block {block}: there are blocks 1 to {len(layers)} along {axis}")
-    layer = layers[block - 1]
-    seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    """(sequences of the first clip, heads, length, length), from what the operation ``axis_layer`` is given."""
+    with torch.inference_mode(), _layers() as calls:
+        model.core(spectrum)
+        layers = [call for call in calls if call[3] == axis]
+        if not layers:
+            raise ChoiceError(f"--axis {axis}: this model has no attention along it")
+        if not 1 <= block <= len(layers):
+            raise ChoiceError(f"--block {block}: there are blocks 1 to {len(layers)} along {axis}")
+        x, w, heads, _, _, history = layers[block - 1]
+        normed = F.layer_norm(x[:1], x.shape[-1:], w.norm1_weight, w.norm1_bias)
+        return reference.attention_weights(F.linear(normed, w.qkv_weight, w.qkv_bias), heads, axis, history)
+
+
+@contextmanager
+def _layers() -> Iterator[list[tuple[Any, ...]]]:
+    """The arguments of each call of ``axis_layer``: x, weights, heads, axis, dropout, history."""
+    calls: list[tuple[Any, ...]] = []
+    operation = fastenh_kernels.axis_layer
+
+    def axis_layer(x: Tensor, weights: Any, heads: int, axis: str, dropout: float = 0.0, history: int = 0) -> Tensor:
+        calls.append((x, weights, heads, axis, dropout, history))
+        return operation(x, weights, heads, axis, dropout, history)
+
+    fastenh_kernels.axis_layer = axis_layer
     try:
-        with torch.inference_mode():
-            model.core(spectrum)
-            return layer.attention_weights(seen[0][:1])
+        yield calls
     finally:
-        hook.remove()
+        fastenh_kernels.axis_layer = operation
 
 
 def _heard(recording: Path, source: str) -> tuple[SpectralModel, Tensor]:
