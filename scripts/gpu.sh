@@ -18,9 +18,9 @@
 #   .data/   the training data in pieces (scripts/cut_data.py), each with speech/ noise/ rir/; where a call carries
 #            less than all, several carry one piece each (and run `true`), and what lies there stays
 #   .run/    state.pt of an earlier part of the run, to go on from; a run on a CPU is gone on with likewise
-#   .cache/  cache.tar.gz of an earlier part: what was compiled, and what the proof found
+#   .cache/  cache.tar.gz.* of an earlier part: what was compiled, and what the proof found
 # What comes back lies in $OUT (default: out/), written as it is known, in at most 8 files: reports; results.json and
-# training.json for benchmarks/results/; cache.tar.gz; state.pt, best.safetensors, log.jsonl of a training.
+# training.json for benchmarks/results/; cache.tar.gz in pieces of 15 MiB; state.pt, best.safetensors, log.jsonl of a training.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 part=${1:?usage: scripts/gpu.sh prove [MINUTES] | check | memcheck | bench [MINUTES] | bench-training [MINUTES] | pack | train [MINUTES]}
@@ -34,8 +34,8 @@ fi
 export PYTHONPATH="$site:$PWD:$PWD/kernels" PYTHONUNBUFFERED=1
 
 cache=$(mktemp -d)
-export TRITON_CACHE_DIR="$cache/triton" FASTENH_CACHE="$cache/fastenh" TORCHINDUCTOR_CACHE_DIR="$cache/inductor"
-if [[ -f .cache/cache.tar.gz ]]; then tar -xzf .cache/cache.tar.gz -C "$cache"; fi
+export TRITON_CACHE_DIR="$cache/triton" FASTENH_CACHE="$cache/fastenh"
+if compgen -G '.cache/cache.tar.gz.*' > /dev/null; then cat .cache/cache.tar.gz.* | tar -xzf - -C "$cache"; fi
 
 failed=()
 # say FILE COMMAND ...: what the command says goes to FILE, too; where it fails, the part goes on
@@ -47,7 +47,8 @@ case $part in
   prove)
     say proof.txt python3 -m benchmarks.proof -o "$out/proof.json"
     say info.txt python3 -m fastenh info
-    tar -czf "$out/cache.tar.gz" -C "$cache" . # before anything else can end this part
+    # before anything else can end this part; a file that comes back has 16 MiB at most
+    tar -czf - -C "$cache" . | split -b 15m - "$out/cache.tar.gz."
     say bench.txt python3 -m benchmarks.gpu --clips 64 --minutes "${2:-2}" -o "$out/results.json"
     ;;
   check)

@@ -1,6 +1,7 @@
 """Mixing, pairs and batches: aligned, reproducible, and refused where they do not belong together."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from fastenh.audio.files import AudioError
 from fastenh.data.corpus import Corpus
 from fastenh.data.degradations import codec, respeed
 from fastenh.data.draws import Draws
-from fastenh.data.feed import MixFeed, PairFeed, Share, prefetch
+from fastenh.data.feed import MixFeed, PairFeed, Share, mixed_ahead, prefetch
 from fastenh.data.filters import active_rms, convolve
 from fastenh.data.mixing import Mixer, MixingConfig
 from fastenh.data.pairs import Pair, PairError, find_lag, load_pair, match_pairs
@@ -481,14 +482,30 @@ def test_devices_share_the_batches_of_one(speech, noises, ramp_pairs):
 def test_a_gpu_mixes_many_batches_at_once(speech, noises, monkeypatch):
     """And rows that nothing was drawn for beside the others: each batch is that of its number."""
     monkeypatch.setattr("fastenh.data.feed._AT_ONCE", 3 * 2 * 8000)
-    config = MixingConfig()
-    feed = MixFeed(Mixer(config, speech, noises, None, 8000, seed=0), 4, 5, Share(1, 2))
+    feed = MixFeed(Mixer(MixingConfig(), speech, noises, None, 8000, seed=0), 4, 5, Share(1, 2))
     expected = [feed.batch(step) for step in range(2, 9)]
     monkeypatch.setattr("fastenh.data.draws._multiple", lambda device: 4)
-    for (noisy, clean), batch in zip(expected, feed.together(2), strict=False):
-        assert batch[0].shape == (2, 8000)
-        torch.testing.assert_close(batch[0], noisy, rtol=0, atol=1e-5)
-        torch.testing.assert_close(batch[1], clean, rtol=0, atol=1e-5)
+    assert len(feed.together(2)) == 3
+    with closing(mixed_ahead(feed, 2)) as batches:
+        for (noisy, clean), batch in zip(expected, batches, strict=False):
+            assert batch[0].shape == (2, 8000)
+            torch.testing.assert_close(batch[0], noisy, rtol=0, atol=1e-5)
+            torch.testing.assert_close(batch[1], clean, rtol=0, atol=1e-5)
+
+
+def test_what_goes_wrong_while_mixing_ahead_is_raised(speech, noises, monkeypatch):
+    feed = MixFeed(Mixer(MixingConfig(), speech, noises, None, 8000, seed=0), 4, 5)
+
+    def together(first):
+        if first:
+            raise RuntimeError("out of memory")
+        return [feed.batch(0)]
+
+    monkeypatch.setattr(feed, "together", together)
+    batches = mixed_ahead(feed, 0)
+    next(batches)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(batches)
 
 
 def test_prefetching_keeps_the_order_and_passes_errors_on(speech, noises):

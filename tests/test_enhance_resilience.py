@@ -122,6 +122,38 @@ def test_a_disk_that_cannot_be_written(tmp_path, small_disk, run):
         assert "Permission denied" in said or "Read-only file system" in said
 
 
+def test_a_finished_folder_that_cannot_be_written_is_skipped(tmp_path, small_disk, run):
+    source = wav(tmp_path / "in" / "a.wav")
+    wav(tmp_path / "in" / "sub" / "b.wav")
+    out = small_disk / "out"
+    run(tmp_path / "in", "-o", out)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert "0 files enhanced, 2 skipped" in run(tmp_path / "in", "-o", out)
+    said = run(tmp_path / "in", "-o", out, "--atten-lim", 6, code=1)
+    assert "2 failed" in said
+    assert "Read-only file system" in said
+    wav(source, 0.7)
+    assert "0 files enhanced, 1 skipped (the output exists; --overwrite replaces it), 1 failed" in run(
+        tmp_path / "in", "-o", out, code=1
+    )
+
+
+def test_a_finished_folder_without_the_right_to_write_is_skipped(tmp_path, run, monkeypatch):
+    """Root may write everywhere, so that the error comes from a double of what opens the manifest to claim a file."""
+    wav(tmp_path / "in" / "a.wav")
+    run(tmp_path / "in", "-o", tmp_path / "out")
+
+    def refused(manifest):
+        raise PermissionError(13, "Permission denied", str(manifest.folder))
+
+    monkeypatch.setattr("fastenh.enhance.manifest.Manifest._opened", refused)
+    assert "1 skipped" in run(tmp_path / "in", "-o", tmp_path / "out")
+    wav(tmp_path / "in" / "b.wav")
+    said = run(tmp_path / "in", "-o", tmp_path / "out", code=1)
+    assert "1 skipped (the output exists; --overwrite replaces it), 1 failed" in said
+    assert "b.wav: Permission denied" in said
+
+
 def test_a_folder_without_the_right_to_write(tmp_path, half, monkeypatch):
     """Root may write everywhere, so that the error comes from a double of what makes the temporary file."""
 

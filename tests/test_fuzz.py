@@ -4,6 +4,7 @@ The network is a stub that halves, so that what comes out is known and a case ta
 """
 
 import io
+import itertools
 import json
 import os
 import signal
@@ -24,13 +25,14 @@ from fastenh import Enhancer
 from fastenh.audio import files
 from fastenh.enhance import job, layout, manifest
 from fastenh.enhance.report import summarise, write_report
+from fastenh.enhance.suitability import Clipping, Suitability
 from fastenh.errors import printable
 
 FORMATS = [
     ("WAV", "PCM_U8"), ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "PCM_32"), ("WAV", "FLOAT"), ("WAV", "DOUBLE"),
     ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_16"), ("FLAC", "PCM_16"), ("FLAC", "PCM_24"),
-    ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_24"), ("W64", "PCM_16"), ("RF64", "FLOAT"),
-    ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"),
+    ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("CAF", "PCM_24"), ("CAF", "ULAW"), ("CAF", "ALAC_16"),
+    ("W64", "PCM_16"), ("RF64", "FLOAT"), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"),
 ]  # fmt: skip
 LOSSY = ("ULAW", "IMA_ADPCM", "VORBIS", "OPUS", "MPEG_LAYER_III")
 
@@ -208,6 +210,52 @@ def test_any_cut(index, share):
 @given(st.integers(0, len(FORMATS) - 1), st.floats(0.0, 1.0))
 def test_any_cut_at_length(index, share):
     any_cut(index, share)
+
+
+values = st.sampled_from([0.0, 1e-30, 1e-4, 0.5, -1.0, 3.0, 1e14]) | st.floats(-1.0, 1.0, width=32)
+stretches = st.lists(st.tuples(values, values, st.integers(1, 40_000)), min_size=1, max_size=6)
+
+
+def any_sound_is_judged(channels, given, made, places):
+    """Without an error or a warning of NumPy's, and alike however it is cut into blocks."""
+    given, made = (stretched(parts, channels) for parts in (given, made))
+    made = np.resize(made, given.shape)
+    said = []
+    for cuts in ([], places):
+        clipping, suitability = Clipping(channels, 16_000), Suitability(channels)
+        edges = [0, *sorted(round(place * given.shape[1]) for place in cuts), given.shape[1]]
+        with np.errstate(all="raise", under="ignore"):
+            for begin, end in itertools.pairwise(edges):
+                clipping.feed(given[:, begin:end])
+                suitability.give(given[:, begin:end])
+                suitability.take(made[:, begin:end])
+            clipping.feed(given[:, :0], last=True)
+            suitability.take(made[:, :0], last=True)
+            said.append(clipping.remarks() + suitability.remarks())
+    assert said[0] == said[1]
+
+
+def stretched(parts, channels):
+    """(channels, n): straight lines from value to value, and noise."""
+    lines = np.concatenate([np.linspace(first, last, count) for first, last, count in parts])
+    hiss = np.random.default_rng(0).standard_normal((channels, lines.size))
+    return (lines * (1 + 0.1 * hiss)).astype(np.float32)
+
+
+judged = st.integers(1, 3), stretches, stretches, st.lists(st.floats(0, 1), max_size=5)
+
+
+@cases(40)
+@given(*judged)
+def test_any_sound_is_judged(channels, given, made, places):
+    any_sound_is_judged(channels, given, made, places)
+
+
+@pytest.mark.slow
+@cases(2_000)
+@given(*judged)
+def test_any_sound_is_judged_at_length(channels, given, made, places):
+    any_sound_is_judged(channels, given, made, places)
 
 
 names = st.binary(min_size=1, max_size=60).filter(lambda name: b"/" not in name and b"\0" not in name)

@@ -43,7 +43,10 @@ def test_a_whole_file_gives_no_warning(tmp_path, name, subtype, frames):
     assert read(sound(tmp_path / name, subtype, frames))[1] == []
 
 
-@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.opus", "a.mp3", "a.aiff", "a.au", "a.w64", "a.rf64"])
+CUT = ["a.wav", "a.flac", "a.ogg", "a.opus", "a.mp3", "a.aiff", "a.au", "a.caf", "a.w64", "a.rf64"]
+
+
+@pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.99])
 def test_a_cut_file_is_salvaged_with_a_warning(tmp_path, name, share):
     frames, warnings = read(cut(sound(tmp_path / name), share))
@@ -58,10 +61,60 @@ def test_what_lies_before_the_cut_of_a_flac_is_the_sound(tmp_path):
     np.testing.assert_array_equal(kept, whole[:, : kept.shape[1]])
 
 
-@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg", "a.opus"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "ULAW", "FLOAT"])
+def test_what_is_left_of_a_cut_caf_is_the_sound(tmp_path, subtype):
+    whole = files.read(sound(tmp_path / "a.caf", subtype))[0]
+    kept = files.read(cut(tmp_path / "a.caf", 0.7))[0]
+    assert 0.65 * FRAMES < kept.shape[1] < 0.7 * FRAMES
+    np.testing.assert_array_equal(kept, whole[:, : kept.shape[1]])
+
+
+def test_a_caf_that_lacks_one_byte(tmp_path):
+    path = sound(tmp_path / "a.caf")
+    path.write_bytes(path.read_bytes()[:-1])
+    assert read(path) == (FRAMES - 1, ["the header says 320,004 bytes of sound, 320,003 were there"])
+
+
+def test_a_caf_whose_recorder_did_not_go_back_to_its_header(tmp_path):
+    """Its sound has the size -1, up to the end of the file: whole, and no warning."""
+    path = sound(tmp_path / "a.caf")
+    content = path.read_bytes()
+    place = content.index(b"data") + 4
+    path.write_bytes(content[:place] + struct.pack(">q", -1) + content[place + 8 :])
+    assert read(path) == (FRAMES, [])
+
+
+def test_a_cut_caf_of_alac_is_a_failure(tmp_path):
+    with pytest.raises(AudioError, match=r"the file was cut: [\d,]+ of [\d,]+ bytes of ALAC are there"):
+        read(cut(sound(tmp_path / "a.caf", "ALAC_16"), 0.5))
+
+
+NOTHING_LEFT = {
+    "a.flac": "but no sound can be read",
+    "a.mp3": "damaged, or of a kind that libsndfile does not know",
+    "a.ogg": "the file was cut before the end of its first page of sound",
+    "a.opus": "the file was cut before the end of its first page of sound",
+    "a.caf": "the file was cut before its sound",
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_LEFT)
 def test_a_file_of_which_nothing_is_left_is_a_failure(tmp_path, name):
-    with pytest.raises(AudioError, match=name):
+    with pytest.raises(AudioError, match=f"{name}: .*{NOTHING_LEFT[name]}"):
         read(cut(sound(tmp_path / name), 0.01))
+
+
+def test_a_file_cut_where_its_sound_begins_is_a_failure(tmp_path):
+    """libsndfile opens it, and finds no frames."""
+    path = sound(tmp_path / "a.caf")
+    path.write_bytes(path.read_bytes()[:4096])
+    with pytest.raises(AudioError, match="4,096 bytes, but no sound can be read"):
+        read(path)
+    content = sound(tmp_path / "a.ogg").read_bytes()
+    path = tmp_path / "a.ogg"
+    path.write_bytes(content[: content.index(b"OggS", content.index(b"OggS", 1) + 1) + 40])
+    with pytest.raises(AudioError, match="bytes, but no sound can be read"):
+        read(path)
 
 
 def test_a_header_that_counts_in_31_bits(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import soundfile
 
 from fastenh.atomic import replacing_locked
 from fastenh.audio.lengths import WIDTHS, doubts, speaks_of_sound
+from fastenh.audio.opening import native, opened
 from fastenh.audio.resampling import resample
 from fastenh.errors import ProcessingError
 
@@ -23,6 +23,7 @@ RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling 
 _RIFF_BYTES = 2**32 - 2**20  # what WAV counts in 32 bits, less room for its header
 _BLOCK = 1 << 16  # frames
 _SYSTEM_ERROR = 2  # libsndfile's number for what the operating system refused
+_NO_FILE = 7  # its number for what is no file
 _IN_BLOCKS = ("ADPCM", "GSM610", "G721", "G723")
 DISK_FULL = "the disk is full"
 _FLOAT_SUBTYPES = ("FLOAT", "DOUBLE")
@@ -98,8 +99,7 @@ class Reader:
 def reading(path: Path) -> Iterator[Reader]:
     """Raises ``AudioError``."""
     with _readable(path):
-        path.open("rb").close()  # libsndfile does not say why the system refuses one
-        file = soundfile.SoundFile(_native(path))
+        file = opened(path)
     with file:
         if file.channels > MAX_CHANNELS:
             raise AudioError(f"{path}: {file.channels} channels in the header, more than {MAX_CHANNELS}: not plausible")
@@ -128,7 +128,7 @@ def read_mono(path: Path, sample_rate: int, warnings: list[str] | None = None) -
 
 def count_frames(path: Path) -> int:
     """Frames by the header. Raises ``AudioError``."""
-    with _readable(path), soundfile.SoundFile(_native(path)) as file:
+    with _readable(path), opened(path) as file:
         return file.frames
 
 
@@ -202,7 +202,7 @@ def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]
     with replacing_locked(path) as temporary:
         with _writable(path, encoding, temporary):
             file = soundfile.SoundFile(
-                _native(temporary),
+                native(temporary),
                 "w",
                 encoding.sample_rate,
                 encoding.channels,
@@ -294,10 +294,8 @@ def _writable(path: Path, encoding: Encoding, temporary: Path) -> Iterator[None]
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return str(error.strerror)
-    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    if isinstance(error, soundfile.LibsndfileError):
+        text = "" if error.code == _NO_FILE else error.error_string  # said of any MP3 that cannot be read
+    else:
+        text = str(error)
     return text.strip().rstrip(".") or "damaged, or of a kind that libsndfile does not know"
-
-
-def _native(path: Path) -> bytes | str:
-    """The name as the system has it: soundfile encodes strings itself, and not those that are no UTF-8."""
-    return str(path) if os.name == "nt" else os.fsencode(path)

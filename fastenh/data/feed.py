@@ -20,7 +20,7 @@ from fastenh.errors import printable
 
 log = logging.getLogger("fastenh")
 Batch = tuple[Tensor, Tensor]  # noisy, clean: float32 (B, L)
-_AT_ONCE = 1 << 26  # samples that a GPU mixes together at most: 70 minutes
+_AT_ONCE = 1 << 25  # samples that a GPU mixes together at most: 35 minutes
 _BYTES = 200  # of memory that a sample takes meanwhile
 
 
@@ -58,24 +58,22 @@ class MixFeed:
     def batch(self, step: int) -> Batch:
         return self.mixer.pairs(self._examples(step))
 
-    def together(self, first: int) -> Iterator[Batch]:
+    def together(self, first: int) -> list[Batch]:
         """Batches from ``first`` on, many mixed at once: the thousands of small launches are then those of all of
         them, and a GPU is not kept waiting for its host. The bits are those of ``batch``, but for rounding."""
         count = max(1, _room(self.device) // (self.mixer.length * len(self._examples(0))))
-        while True:
-            steps = range(first, first + count)
-            sides = self.mixer.pairs([example for step in steps for example in self._examples(step)])
-            yield from zip(*(side.chunk(count) for side in sides), strict=True)
-            first += count
+        steps = range(first, first + count)
+        sides = self.mixer.pairs([example for step in steps for example in self._examples(step)])
+        return list(zip(*(side.chunk(count) for side in sides), strict=True))
 
     def _examples(self, step: int) -> Sequence[int] | range:
         return self.share.of(range(step * self.batch_size, (step + 1) * self.batch_size))
 
 
 def _room(device: torch.device) -> int:
-    """Samples to be mixed together: in a quarter of the memory that is free."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 32
-    return min(_AT_ONCE, free // (4 * _BYTES))
+    """Samples to be mixed together: in an eighth of the memory that is free."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 1 << 33
+    return min(_AT_ONCE, free // (8 * _BYTES))
 
 
 class PairFeed:
@@ -131,9 +129,9 @@ class PairFeed:
 
 
 def prefetch(feed: Feed, first: int, workers: int = 2) -> Iterator[Batch]:
-    """Batches from number ``first`` on: made ahead of their use in threads, or many at once on a GPU."""
+    """Batches from number ``first`` on, made ahead of their use in threads: on a GPU many at once."""
     if isinstance(feed, MixFeed) and feed.device.type != "cpu":
-        yield from feed.together(first)
+        yield from mixed_ahead(feed, first)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Batch]] = deque()
         step = first
@@ -146,6 +144,27 @@ def prefetch(feed: Feed, first: int, workers: int = 2) -> Iterator[Batch]:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def mixed_ahead(feed: MixFeed, first: int) -> Iterator[Batch]:
+    """The next batches are mixed while the last ones are trained on: in a thread, on CUDA in a stream of its own."""
+    stream = torch.cuda.Stream(feed.device) if feed.device.type == "cuda" else None
+
+    def mix(first: int) -> tuple[list[Batch], torch.cuda.Event | None]:
+        with torch.cuda.stream(stream):  # nothing, without one
+            return feed.together(first), stream and stream.record_event()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(mix, first)
+        while True:
+            batches, mixed = waiting.result()
+            first += len(batches)
+            waiting = pool.submit(mix, first)
+            if mixed is not None:
+                mixed.wait()
+                for side in batches[0]:  # all of a side share its memory
+                    side.record_stream(torch.cuda.current_stream(feed.device))
+            yield from batches
 
 
 def _stack(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:

@@ -26,6 +26,7 @@ from fastenh.enhance.exported import ExportedModel, is_exported
 from fastenh.enhance.graphs import GraphedModel
 from fastenh.enhance.offset import Offset
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
+from fastenh.enhance.suitability import Clipping, Suitability
 from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
@@ -38,8 +39,6 @@ Waveform = TypeVar("Waveform", np.ndarray, Tensor)
 SPAN_SECONDS, CONTEXT_SECONDS = 3.58, 0.25
 _LONGEST = 600  # seconds: attention over a window of ten minutes fills 20 GB
 _FADE = 6400  # samples, 0.4 s: neighbours disagree, and a slow change is heard less (docs/spans.md)
-_AUDIBLE = 1e-6  # mean square: -60 dBFS
-_LOST = 1e-12  # of the energy: no noise suppression takes 120 dB off a whole recording
 
 
 class EnhancementError(ProcessingError, RuntimeError):
@@ -130,32 +129,34 @@ class Enhancer:
 
         Yields float32 blocks (channels, m), in all as many samples. Holds no more than a few batches of windows,
         however long the recording. ``engine``: who runs the model, for several recordings at once; this thread unless
-        given. ``remarks``: what was done besides, in words, is added to it at the end. Otherwise as ``__call__``.
+        given. ``remarks``: at the end it gets in words what was done besides, and what the model was not made for.
+        Otherwise as ``__call__``.
         """
         _check_rate(sample_rate)
         if atten_lim_db is not None and math.isnan(atten_lim_db):
             raise ValueError("atten_lim_db is not a number")
         blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
         down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
-        offset = Offset(channels, sample_rate)
+        offset, clipping = Offset(channels, sample_rate), Clipping(channels, sample_rate)
+        suitability = Suitability(channels)
         nothing = np.zeros((channels, 0), np.float32)
-        values, heard, kept = 0, 0.0, 0.0  # what the model gets and gives: samples and energies
 
         def at_16_khz() -> Iterator[np.ndarray]:
-            nonlocal values, heard
             given = (silenced(_as_block(block, channels)) for block in blocks)
             for block, last in itertools.chain(((block, False) for block in given), [(nothing, True)]):
+                clipping.feed(block, last)
                 low = down.feed(blend.take(offset.feed(block, last)), last)
-                values, heard = values + low.size, heard + _energy(low)
+                suitability.give(low)
                 yield low
 
         for enhanced in self._windows(at_16_khz(), channels, engine or Inline(self.run, self.batch_size)):
-            kept += _energy(enhanced)
+            suitability.take(enhanced)
             yield blend.give(up.feed(enhanced))
-        if not blend.share and heard > _AUDIBLE * values and kept < _LOST * heard:
+        if suitability.is_silenced and not blend.share:
             raise EnhancementError("the model made silence of it; its weights may be damaged")
-        if remarks is not None and offset.largest:
-            remarks.append(f"a DC offset of {offset.largest:.2g} of full scale was removed")
+        if remarks is not None:
+            suitability.take(nothing, last=True)
+            remarks += [*offset.remarks(), *clipping.remarks(), *suitability.remarks()]
         yield blend.give(up.feed(nothing, last=True), last=True)
 
     def _windows(self, blocks: Iterable[np.ndarray], channels: int, engine: Inline | Pool) -> Iterator[np.ndarray]:
@@ -240,7 +241,3 @@ def _as_block(block: np.ndarray, channels: int) -> np.ndarray:
             + (": transpose it" if transposed else "")
         )
     return to_float(rows)
-
-
-def _energy(block: np.ndarray) -> float:
-    return float(np.square(block, dtype=np.float64).sum())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import queue
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,48 +117,25 @@ def run(
 
 
 def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Iterator[Result]:
-    left, results = deque(tasks), queue.SimpleQueue[Result | BaseException | None]()
-
-    def serve() -> None:
+    left, begun = deque(tasks), set[Future[tuple[Task, Result | None]]]()
+    with ThreadPoolExecutor(jobs) as threads:
         try:
-            while left and not work.stopped.is_set():
-                with suppress(IndexError):  # another thread has taken the last one
-                    _serve(work, left, results)
-        except BaseException as error:  # raised where the results are read
-            results.put(error)
-        results.put(None)
-
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(jobs)]
-    for thread in threads:
-        thread.start()
-    try:
-        while jobs:
-            if stop.is_set():
-                work.stop()
-            with suppress(queue.Empty):
-                result = results.get(timeout=_PAUSE)
-                jobs -= result is None
-                if isinstance(result, BaseException):
-                    raise result
-                if result is not None:
-                    yield result
-    finally:
-        work.stop()
-        for thread in threads:
-            thread.join()
-
-
-def _serve(work: _Work, left: deque[Task], results: queue.SimpleQueue[Result | BaseException | None]) -> None:
-    task = left.popleft()
-    try:
-        result = work.do(task)
-    except (_StopError, CancelledError):  # in the middle of a file: it is as if it had not been begun
-        return
-    if result is not None:
-        results.put(result)
-        return
-    left.append(task)  # another process is at work on it
-    work.stopped.wait(_PAUSE)
+            while left or begun:
+                while left and len(begun) < 2 * jobs:
+                    begun.add(threads.submit(work.attempt, left.popleft()))
+                done, begun = wait(begun, _PAUSE, FIRST_COMPLETED)
+                if stop.is_set():
+                    work.stop()
+                    left.clear()
+                for future in done:
+                    with suppress(_StopError, CancelledError):  # in the middle of a file: as if it had not been begun
+                        task, result = future.result()
+                        if result is None:
+                            left.append(task)
+                        else:
+                            yield result
+        finally:
+            work.stop()
 
 
 class _Work:
@@ -181,8 +157,16 @@ class _Work:
         for manifest in self.manifests.values():
             manifest.close()
 
-    def do(self, task: Task) -> Result | None:
-        """Nothing where another process is at work on the file."""
+    def attempt(self, task: Task) -> tuple[Task, Result | None]:
+        """Nothing where another process is at work on the file. Raises ``_StopError`` where the job ends."""
+        if self.stopped.is_set():
+            raise _StopError
+        result = self._result(task)
+        if result is None:
+            self.stopped.wait(_PAUSE)
+        return task, result
+
+    def _result(self, task: Task) -> Result | None:
         began = time.perf_counter()
         try:
             result = self._do(task)
@@ -196,18 +180,17 @@ class _Work:
         manifest = self.manifests.get(task.root)
         if task.leads_out():
             raise AudioError(f"{task.target}: a link leads out of the output folder, nothing is written there")
+        if self._is_finished(task, manifest):  # before it is claimed, for which a folder must be writable
+            return self._skipped(task)
         if manifest is None or self.options.plan:
             return self._make(task, manifest)
         with manifest.claim(task.target) as mine:
             return self._make(task, manifest) if mine else None
 
     def _make(self, task: Task, manifest: Manifest | None) -> Result:
-        again = ""
-        if task.target.exists() and not self._redone(task, manifest):
-            again = manifest.changed(task.source, task.target) if manifest else ""
-            if not again:
-                self.meter.add(0.0, _size(task.source))
-                return Result(task.source, task.target, "skipped")
+        if self._is_finished(task, manifest):  # by another process, while this one waited for it
+            return self._skipped(task)
+        again = self._again(task, manifest)
         began = time.perf_counter()
         with files.reading(task.source) as reader:
             if self.options.plan:
@@ -219,9 +202,22 @@ class _Work:
         result.again = again
         return result
 
+    def _is_finished(self, task: Task, manifest: Manifest | None) -> bool:
+        return task.target.exists() and not self._redone(task, manifest) and not self._again(task, manifest)
+
+    def _skipped(self, task: Task) -> Result:
+        self.meter.add(0.0, _size(task.source))
+        return Result(task.source, task.target, "skipped")
+
     def _redone(self, task: Task, manifest: Manifest | None) -> bool:
         """``overwrite`` replaces what was there before this job, not what another process made meanwhile."""
         return self.options.overwrite and not (manifest and manifest.is_recent(task.target))
+
+    def _again(self, task: Task, manifest: Manifest | None) -> str:
+        """Why an output that exists is made again; nothing where it is not there, or replaced in any case."""
+        if manifest is None or self._redone(task, manifest) or not task.target.exists():
+            return ""
+        return manifest.changed(task.source, task.target)
 
     def _enhance(self, task: Task, reader: Reader) -> Result:
         """In blocks from file to file: a recording of any length takes the same memory."""

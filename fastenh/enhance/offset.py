@@ -38,6 +38,9 @@ class Offset:
         self._held = held[:, ready:]
         return np.concatenate([held[:, :0], *pieces], axis=1)
 
+    def remarks(self) -> list[str]:
+        return [f"a DC offset of {self.largest:.2g} of full scale was removed"] if self.largest else []
+
     def _without(self, piece: np.ndarray) -> np.ndarray:
         heard = self._heard(piece)
         count = heard.sum(axis=1, keepdims=True)

@@ -45,6 +45,8 @@ class Step:
         self.optimiser = make_optimiser(self.model, recipe.optimiser)
         self.ema = Averages(self.model, recipe.run.ema) if recipe.run.ema else None
         self.autocast_dtype = pick_dtype(recipe.run.precision, device)
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # batches of one shape: the quickest convolutions are worth a search
         if recipe.run.compile == "on" or (recipe.run.compile == "auto" and device.type == "cuda"):
             backend.choose(device, training=True)  # the kernels' own test, before anything is traced
             self.model.core.compile()
