@@ -21,10 +21,14 @@ from fastenh.cli.progress import progress
 from fastenh.cli.terminal import Terminal
 from fastenh.enhance import job, pipe
 from fastenh.enhance.enhancer import BANDWIDTHS, CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
+from fastenh.enhance.exported import is_exported
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
 from fastenh.models.registry import DEFAULT
+from fastenh.plots.figures import need_matplotlib
+from fastenh.plots.page import write_page
 from fastenh_kernels import backend
+from fastenh_kernels.backend import Choice
 
 
 class _Shard(click.ParamType):
@@ -67,7 +71,12 @@ class _BatchSize(click.IntRange):
 @click.command("enhance")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (or, for one file, file) to write to.")
-@click.option("--model", default=DEFAULT, show_default=True, help="A shipped model, or a .safetensors checkpoint.")
+@click.option(
+    "--model",
+    default=DEFAULT,
+    show_default=True,
+    help="A shipped model, a checkpoint, or an export (.onnx).",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option(
     "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
@@ -102,7 +111,11 @@ class _BatchSize(click.IntRange):
 @click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and write nothing.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON report of each file.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write about each file: JSON, or pictures (.html).",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Files read and written at a time.  [default: threads + 1]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the model on the CPU.  [default: the cores]")
 @click.option("--batch-size", type=_BatchSize(1), default="auto", show_default=True, help="Windows in a call.")
@@ -157,14 +170,20 @@ def command(
                 console.print(f"warning: {warning}")
         return
     began = time.perf_counter()
+    if is_exported(model) and backend_name != "auto":
+        raise click.UsageError("--backend is for models in PyTorch; an exported one runs in onnxruntime")
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
         layout = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
+        page = report is not None and report.suffix == ".html"
+        if page:
+            need_matplotlib()
         if not layout.tasks and not layout.bad:
             raise JobError(f"no audio files in {', '.join(map(str, inputs))}{_passed_over(layout.passed)}")
         number, count = shard or (1, 1)
         tasks = layout.tasks[number - 1 :: count]
         enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, bandwidth=bandwidth, **spans)
-        choice = backend.choose(enhancer.device)
+        exported = is_exported(model)
+        choice = Choice("onnxruntime", "the model is exported") if exported else backend.choose(enhancer.device)
         if verbose:
             console.print(f"backend {choice.name}: {choice.reason}")
         results = [job.Result(path, None, "failed", error=reason) for path, reason in layout.bad]
@@ -187,7 +206,7 @@ def command(
             named = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
             named |= {"backend": choice.name, "atten_lim_db": atten_lim, "bandwidth": bandwidth}
             named |= {"track": track, "bit_rate": bitrate, **spans, "dry_run": dry_run}
-            write_report(report, results, summary, named)
+            (write_page if page else write_report)(report, results, summary, named)
         console.print(_words(summary, results))
     left = len(tasks) - files.done
     if left:

@@ -19,9 +19,10 @@ from torch import Tensor
 from fastenh.audio.files import MAX_CHANNELS, RATES
 from fastenh.audio.levels import from_float, to_float
 from fastenh.audio.resampling import Resampler
-from fastenh.devices import pick_device, pick_dtype
+from fastenh.devices import DeviceError, pick_device, pick_dtype
 from fastenh.enhance.blend import Blend, silenced
 from fastenh.enhance.engine import Inline, Pool
+from fastenh.enhance.exported import ExportedModel, is_exported
 from fastenh.enhance.graphs import GraphedModel
 from fastenh.enhance.offset import Offset
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
@@ -91,8 +92,14 @@ class Enhancer:
     ) -> Enhancer:
         """With the weights of a shipped model, by name, or of a checkpoint file; ``options`` as for the class.
 
-        Raises ``CheckpointError``.
+        A file that ``fastenh export`` wrote runs in onnxruntime, on the CPU and in the numbers it was written in.
+        Raises ``CheckpointError``, and ``DeviceError`` for a device or dtype that the model does not take.
         """
+        if is_exported(source):
+            if str(device) not in ("auto", "cpu") or dtype not in ("auto", "float32"):
+                raise DeviceError(f"{source} runs on the CPU as it was exported, not on {device} in {dtype}")
+            exported = ExportedModel(Path(source))
+            return cls(exported, "cpu", "float32", identity=exported.identity, **options)
         model, read = checkpoint.load(source)
         return cls(model, device, dtype, identity=read.sha256, **options)
 
