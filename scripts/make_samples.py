@@ -32,6 +32,8 @@ CLIPS = [
     ("portuguese-pink", "pt-br+f4", 145, "Amanhã vamos caminhar pela praia antes do café.",
      "pink", 10, 8_000, 1, ".wav", "PCM_16"),
 ]  # fmt: skip
+FULL_BAND_CLIP = "english-hiss", "en-us+f3", 140, "Sister Susie sews six fresh silk shirts."
+FULL_BAND_RATE, FULL_BAND_SNR = 48_000, 8
 CHATTER = [("en-us+m1", "Did you hear what they said about it yesterday evening?"),
            ("de+m2", "Wir sollten das noch einmal in Ruhe besprechen."),
            ("fr-fr+f1", "Je ne sais pas encore si nous viendrons samedi."),
@@ -82,6 +84,22 @@ def clicks(rng: np.random.Generator, length: int) -> np.ndarray:
     return noise
 
 
+def full_band(speech: np.ndarray) -> np.ndarray:
+    """Speech at 16 kHz -> at 48 kHz, with consonants above 8 kHz: noise that follows what lies between 4 and 8 kHz.
+
+    espeak-ng stops there. The noise falls by 12 dB from 8 to 16 kHz, as that of an s does, and ends at 18 kHz.
+    """
+    wide = soxr.resample(speech, RATE, FULL_BAND_RATE)
+    frequencies = np.fft.rfftfreq(wide.size, 1 / FULL_BAND_RATE)
+    top = np.fft.irfft(np.fft.rfft(wide) * ((frequencies > 4_000) & (frequencies < 8_000)), wide.size)
+    smoothing = np.hanning(FULL_BAND_RATE // 100)
+    envelope = np.sqrt(np.convolve(top**2, smoothing / smoothing.sum(), "same"))
+    shape = (frequencies / 8_000).clip(1) ** -2 * ((frequencies > 7_700) & (frequencies < 18_000))
+    hiss = np.fft.rfft(np.random.default_rng(0).standard_normal(wide.size)) * shape
+    bursts = np.fft.irfft(hiss, wide.size)
+    return wide + envelope * bursts / bursts.std()
+
+
 NOISES = {"pink": pink, "babble": babble, "traffic": traffic, "hum": hum, "clicks": clicks}
 
 
@@ -96,6 +114,18 @@ def main() -> None:
             resampled = soxr.resample(samples, RATE, rate)
             resampled = np.stack([resampled, 0.7 * resampled], axis=1) if channels == 2 else resampled
             soundfile.write(folder / f"{name}{ending}", np.clip(resampled, -1, 1), rate, subtype=subtype)
+    make_full_band_clip()
+
+
+def make_full_band_clip() -> None:
+    """At 48 kHz, in white noise up to 24 kHz."""
+    name, voice, speed, text = FULL_BAND_CLIP
+    clean = full_band(speak(voice, speed, text))
+    clean *= 0.5 / np.abs(clean).max()
+    noise = np.random.default_rng(1).standard_normal(clean.size)
+    noise *= np.sqrt(np.mean(clean**2) / np.mean(noise**2)) * 10 ** (-FULL_BAND_SNR / 20)
+    for folder, samples in ((SAMPLES, clean + noise), (SAMPLES / "clean", clean)):
+        soundfile.write(folder / f"{name}.flac", np.clip(samples, -1, 1), FULL_BAND_RATE, subtype="PCM_16")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def _name(label: str) -> str:
 
 
 def _parameters(label: str) -> str:
-    if label not in checkpoint.shipped_models() and not Path(label).is_file():
+    if label not in checkpoint.shipped_models() and not (Path(label).is_file() and label.endswith(checkpoint.SUFFIX)):
         return ""
     return f"{count_parameters(checkpoint.load(label)[0]):,}"
 

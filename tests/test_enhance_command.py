@@ -14,7 +14,8 @@ from conftest import SAMPLES, noise, voice
 from torch import nn
 
 from fastenh import Enhancer
-from fastenh.audio.files import read
+from fastenh.audio import listing
+from fastenh.audio.files import AudioError, read
 from fastenh.cli import main
 from fastenh.enhance import job, layout, manifest
 
@@ -188,18 +189,30 @@ def test_the_report_replaces_a_link_and_not_what_it_points_to(run, folder, tmp_p
 
 
 def test_what_is_passed_over_is_counted_by_ending(run, folder, tmp_path):
-    for name in ("x.m4a", "y.M4A", "deep/z.mp4", "notes.txt", ".hidden.webm"):
+    for name in ("x.avi", "y.AVI", "deep/z.dts", "notes.txt", ".hidden.avi"):
         (folder / name).write_bytes(b"x")
     report = tmp_path / "report.json"
     said = run(folder, "--report", report)
     assert "2 files enhanced" in said
-    assert "passed over: 2 .m4a, 1 .mp4 (nothing here reads them yet; ffmpeg -i" in said
-    assert json.loads(report.read_text())["summary"]["passed_over"] == {".m4a": 2, ".mp4": 1}
+    assert "passed over: 2 .avi, 1 .dts (nothing here reads them yet; ffmpeg -i" in said
+    assert json.loads(report.read_text())["summary"]["passed_over"] == {".avi": 2, ".dts": 1}
     (tmp_path / "only").mkdir()
-    (tmp_path / "only" / "a.webm").write_bytes(b"x")
+    (tmp_path / "only" / "a.flv").write_bytes(b"x")
     assert "no audio files in" in (said := run(tmp_path / "only", code=2))
-    assert "passed over: 1 .webm" in said
-    assert "x.m4a: nothing here reads them yet" in run(folder / "x.m4a", "-o", tmp_path / "out", code=1)
+    assert "passed over: 1 .flv" in said
+    assert "x.avi: nothing here reads them yet" in run(folder / "x.avi", "-o", tmp_path / "out", code=1)
+
+
+def test_without_the_extra_one_line_counts_what_was_passed_over_and_names_it(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "has_media", lambda: False)
+    for name in ("x.m4a", "y.M4A", "deep/z.mp4", "w.avi", ".hidden.webm"):
+        (folder / name).write_bytes(b"x")
+    said = run(folder)
+    assert "2 files enhanced" in said
+    assert "passed over: 1 .avi, 2 .m4a, 1 .mp4 (needs the extra: pip install -c constraints.txt -e '.[media]'" in said
+    assert "'.[media]'" in run(folder / "x.m4a", "-o", tmp_path / "out", code=1)
+    with pytest.raises(AudioError, match="media"):
+        read(folder / "x.m4a")
 
 
 @pytest.mark.linux
@@ -336,3 +349,14 @@ def test_usage_errors_are_one_line(run, folder, tmp_path):
 
 def test_quiet_is_quiet(run, folder):
     assert run(folder, "-q") == ""
+
+
+def test_bandwidth(run, tmp_path):
+    """With another one the output is made again."""
+    soundfile.write(tmp_path / "a.wav", noise(24_000), 48_000)
+    energies = []
+    for bandwidth in ("full", "16k"):
+        run(tmp_path / "a.wav", "-o", tmp_path / "out", "--bandwidth", bandwidth)
+        spectrum = np.fft.rfft(soundfile.read(tmp_path / "out" / "a.wav")[0])
+        energies.append(np.square(np.abs(spectrum[spectrum.size * 9 // 24 :])).sum())
+    assert energies[1] < 1e-5 * energies[0]

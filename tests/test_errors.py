@@ -19,7 +19,10 @@ from fastenh.enhance.spans import SpanError
 from fastenh.errors import ProcessingError, UsageError
 from fastenh.evaluate.metrics import MetricError
 from fastenh.models.checkpoint import CheckpointError
+from fastenh.models.export import ExportError
 from fastenh.models.registry import ModelError
+from fastenh.plots.figures import PictureNameError, PlotError
+from fastenh.plots.inside import ChoiceError
 from fastenh.train.loop import TrainingError
 from fastenh.train.ranks import RankError
 from fastenh.train.recipe import RecipeError
@@ -28,9 +31,11 @@ from fastenh_kernels import BackendError
 
 # class: exit code, and the class of Python's own that callers may catch it by
 OURS = {
+    ChoiceError: (2, ValueError),
     DeviceError: (2, ValueError),
     JobError: (2, ValueError),
     ModelError: (2, ValueError),
+    PictureNameError: (2, ValueError),
     RankError: (2, ValueError),
     RecipeError: (2, ValueError),
     SpanError: (2, ValueError),
@@ -38,8 +43,10 @@ OURS = {
     AudioError: (1, Exception),
     CheckpointError: (1, ValueError),
     EnhancementError: (1, RuntimeError),
+    ExportError: (1, RuntimeError),
     MetricError: (1, Exception),
     PairError: (1, ValueError),
+    PlotError: (1, ValueError),
     RunError: (1, ValueError),
     TrainingError: (1, RuntimeError),
 }
@@ -51,7 +58,7 @@ def public_errors() -> set[type[Exception]]:
     """All of the package."""
     found: set[type[Exception]] = set()
     for module in pkgutil.walk_packages(fastenh.__path__, "fastenh."):
-        if module.name == "fastenh.__main__":
+        if module.name in ("fastenh.__main__", "fastenh.models.onnx_frontend"):  # the second needs an extra
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == module.name:

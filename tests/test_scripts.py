@@ -19,7 +19,6 @@ sys.path.insert(0, str(SCRIPTS))
 
 from cut_data import main as cut  # noqa: E402
 from model_card import _sources, verdict  # noqa: E402
-from plot_training import read  # noqa: E402
 from results_table import markdown  # noqa: E402
 from select_by_licence import main as select  # noqa: E402
 from sources import rows as rows_of  # noqa: E402
@@ -142,15 +141,6 @@ def test_pieces_hold_everything_once(tmp_path):
     assert (tmp_path / ".data" / files[0]).read_bytes() == (tmp_path / "train" / Path(*files[0].parts[1:])).read_bytes()
     with pytest.raises(SystemExit, match="not empty"):
         cut(tmp_path / "train", tmp_path / ".data", 1.2)
-
-
-def test_steps_made_twice_are_drawn_once(tmp_path):
-    events = [{"kind": "step", "step": 20, "loss": 3.0}, {"kind": "step", "step": 40, "loss": 9.0}]
-    events += [{"kind": "epoch", "step": 40, "valid_loss": 1.0}, {"kind": "step", "step": 40, "loss": 2.0}]
-    events += [{"kind": "step", "step": 60, "loss": None}]
-    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, events)))
-    assert read(tmp_path / "log.jsonl", "step", "loss") == ([20, 40], [3.0, 2.0])
-    assert read(tmp_path / "log.jsonl", "epoch", "valid_loss") == ([40], [1.0])
 
 
 @pytest.fixture

@@ -343,8 +343,8 @@ def test_command_with_pairs(tmp_path):
     folders = ["--noisy", SAMPLES, "--clean", SAMPLES / "clean"]
     valid = ["--valid-noisy", SAMPLES, "--valid-clean", SAMPLES / "clean"]
     output = call("dpt", "-o", tmp_path / "run", *folders, *valid, *sets("run.epochs=1", "config.dropout=0"))
-    assert "6 pairs" in output
-    assert "finished at step 3" in output
+    assert "7 pairs" in output
+    assert "finished at step 4" in output
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import numpy as np
 import soundfile
 
 from fastenh.atomic import replacing_locked
+from fastenh.audio import compression, tags
 from fastenh.audio.lengths import WIDTHS, doubts, speaks_of_sound
+from fastenh.audio.listing import MEDIA_SUFFIXES
 from fastenh.audio.opening import native, opened
 from fastenh.audio.resampling import resample
 from fastenh.errors import ProcessingError
@@ -49,6 +51,8 @@ class Encoding:
     subtype: str  # "PCM_16", "FLOAT", "VORBIS", ...
     endian: str = "FILE"
     tags: dict[str, str] = field(default_factory=dict)
+    tag_blocks: tags.Blocks = field(default=(), compare=False, repr=False)  # for the same container: all there are
+    bit_rate: int = field(default=0, compare=False)  # of MP3, Opus and Vorbis; 0: libsndfile's choice
 
 
 class Reader:
@@ -56,8 +60,16 @@ class Reader:
 
     def __init__(self, path: Path, file: soundfile.SoundFile) -> None:
         self.path, self._file, self.frames = path, file, file.frames
-        tags = {key: value for key, value in file.copy_metadata().items() if value}
-        self.encoding = Encoding(file.samplerate, file.channels, file.format, file.subtype, file.endian, tags)
+        self.encoding = Encoding(
+            file.samplerate,
+            file.channels,
+            file.format,
+            file.subtype,
+            file.endian,
+            {key: value for key, value in file.copy_metadata().items() if value},
+            blocks := tags.extract(path, file.format),
+            compression.bit_rate(path, file, sum(len(content) for _, content in blocks)),
+        )
         self.warnings: list[str] = []
         self._ended = False
 
@@ -96,8 +108,14 @@ class Reader:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[Reader]:
-    """Raises ``AudioError``."""
+def reading(path: Path, track: int | None = None) -> Iterator[Reader]:
+    """track: of a container with several sound tracks, the first one unless given. Raises ``AudioError``."""
+    if path.suffix.lower() in MEDIA_SUFFIXES:
+        from fastenh.audio import media  # which needs what is defined here
+
+        with media.reading(path, track) as reader:
+            yield reader
+        return
     with _readable(path):
         file = opened(path)
     with file:
@@ -128,6 +146,9 @@ def read_mono(path: Path, sample_rate: int, warnings: list[str] | None = None) -
 
 def count_frames(path: Path) -> int:
     """Frames by the header. Raises ``AudioError``."""
+    if path.suffix.lower() in MEDIA_SUFFIXES:
+        with reading(path) as reader:
+            return reader.frames
     with _readable(path), opened(path) as file:
         return file.frames
 
@@ -145,8 +166,12 @@ def converted(encoding: Encoding, source: Path, target: Path) -> Encoding:
     container = _BY_ENDING[ending]
     candidates = ("OPUS",) if ending == ".opus" else (encoding.subtype, *_WIDE.get(encoding.subtype, ()))
     fitting = [subtype for subtype in candidates if soundfile.check_format(container, subtype)]
+    if container != "MP3":  # libsndfile takes it for WAV, too, but only to read
+        fitting = [subtype for subtype in fitting if subtype != "MPEG_LAYER_III"]
     subtype = fitting[0] if fitting else soundfile.default_subtype(container)
-    return replace(encoding, container=container, subtype=subtype, endian="FILE")
+    rate = encoding.bit_rate if subtype == encoding.subtype else 0
+    blocks = encoding.tag_blocks if container == encoding.container else ()
+    return replace(encoding, container=container, subtype=subtype, endian="FILE", tag_blocks=blocks, bit_rate=rate)
 
 
 class Writer:
@@ -209,14 +234,18 @@ def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]
                 subtype=subtype,
                 endian=encoding.endian,
                 format=container,
+                **compression.options(encoding, container, subtype),
             )
         with file:
-            for key, value in encoding.tags.items():
+            for key, value in encoding.tags.items() if not encoding.tag_blocks else ():
                 with suppress(soundfile.LibsndfileError):  # not every container holds every tag
                     setattr(file, key, value)
             writer = Writer(path, temporary, file, subtype, encoding)
             yield writer
             writer.close()
+        if encoding.tag_blocks:
+            with _writable(path, encoding, temporary):
+                tags.insert(temporary, container, encoding.tag_blocks)
         _check_written(path, temporary, writer.frames)
 
 

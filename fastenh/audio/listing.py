@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import util
 from pathlib import Path
 
 _CONTAINERS = "wav wave rf64 w64 flac ogg oga opus mp3 aif aiff aifc au snd caf"
-_UNREAD = "m4a m4b mp4 m4v mov webm weba mkv mka avi wma wmv aac ac3 dts amr 3gp ape wv tta mpc spx dsf dff ra rm flv"
+_MEDIA = "m4a m4b mp4 m4v mov mkv mka webm weba wma wmv aac"
+_UNREAD = "avi ac3 dts amr 3gp ape wv tta mpc spx dsf dff ra rm flv"
 SUFFIXES = frozenset(f".{name}" for name in _CONTAINERS.split())
-UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split())  # sound, too, of kinds that libsndfile lacks
-UNREAD_ADVICE = "nothing here reads them yet; ffmpeg -i NAME.m4a NAME.flac converts one"
+MEDIA_SUFFIXES = frozenset(f".{name}" for name in _MEDIA.split())  # by PyAV, the extra ``media``
+UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split())  # sound, too, that nothing here reads
+UNREAD_ADVICE = "nothing here reads them yet; ffmpeg -i NAME.avi NAME.flac converts one"
+MEDIA_ADVICE = "needs the extra: pip install -c constraints.txt -e '.[media]'"
 SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds such a file is passed over
 
 
@@ -32,7 +37,7 @@ def list_audio(
         folders[:] = [name for name in folders if not name.startswith(".")]
         if passed is not None:
             seen = (Path(name).suffix.lower() for name in names if not name.startswith("."))
-            passed.update(ending for ending in seen if ending in UNREAD_SUFFIXES)
+            passed.update(ending for ending in seen if ending in UNREAD_SUFFIXES or lacks_media(ending))
         paths = (Path(root, name) for name in names if is_audio_name(name))
         found += [path for path in paths if not _is_special(path)]
     return sorted(found)
@@ -47,4 +52,24 @@ def _is_special(path: Path) -> bool:
 
 
 def is_audio_name(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    ending = Path(name).suffix.lower()
+    known = ending in SUFFIXES or (ending in MEDIA_SUFFIXES and has_media())
+    return known and not name.startswith(".")
+
+
+@cache
+def has_media() -> bool:
+    """Whether PyAV is installed."""
+    return util.find_spec("av") is not None
+
+
+def lacks_media(ending: str) -> bool:
+    """Whether files of this ending would be read if PyAV was installed."""
+    return ending in MEDIA_SUFFIXES and not has_media()
+
+
+def advice(endings: Iterable[str]) -> str:
+    """What to do about files that are passed over, of which these are the endings."""
+    endings = set(endings)
+    parts = [MEDIA_ADVICE] if any(map(lacks_media, endings)) else []
+    return "; ".join(parts + ([UNREAD_ADVICE] if endings & UNREAD_SUFFIXES else []))

@@ -15,6 +15,8 @@ _COMMANDS = {
     "data": "Unpack archives of recordings; pack recordings into one file.",
     "profile": "Show where the time of a training step goes.",
     "checkpoint": "Describe, convert and average checkpoints.",
+    "export": "Write a model as an ONNX file, which needs no PyTorch.",
+    "plot": "Draw spectrograms, gains, attention, runs and results.",
     "models": "List the models: size, cost, what they are.",
     "info": "Show versions, devices and the backend that will run.",
 }

@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
-from fastenh.audio.files import FORMATS
-from fastenh.audio.listing import UNREAD_ADVICE
+from fastenh.audio.files import FORMATS, MAX_CHANNELS, RATES
+from fastenh.audio.listing import advice
+from fastenh.audio.pipes import RAW_FORMATS, Raw
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
 from fastenh.cli.progress import progress
 from fastenh.cli.terminal import Terminal
-from fastenh.enhance import job
-from fastenh.enhance.enhancer import CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
+from fastenh.enhance import job, pipe
+from fastenh.enhance.enhancer import BANDWIDTHS, CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
+from fastenh.enhance.exported import is_exported
 from fastenh.enhance.layout import JobError, Names, lay_out
 from fastenh.enhance.report import Summary, summarise, write_report
 from fastenh.models.registry import DEFAULT
+from fastenh.plots.figures import need_matplotlib
+from fastenh.plots.page import write_page
 from fastenh_kernels import backend
+from fastenh_kernels.backend import Choice
 
 
 class _Shard(click.ParamType):
@@ -40,6 +46,19 @@ class _Shard(click.ParamType):
         return number, count
 
 
+class _BitRate(click.ParamType):
+    """ "128k" or "128000" as bit/s."""
+
+    name = "N[k]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        digits = str(value).removesuffix("k")
+        bits = int(digits) * (1000 if str(value).endswith("k") else 1) if digits.isdecimal() else 0
+        if not 1_000 <= bits <= 10_000_000:
+            self.fail(f"{value!r} is no bit rate from 1k to 10000k, as 128k", param, ctx)
+        return bits
+
+
 class _BatchSize(click.IntRange):
     """A positive number, or "auto" (None)."""
 
@@ -52,7 +71,12 @@ class _BatchSize(click.IntRange):
 @click.command("enhance")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (or, for one file, file) to write to.")
-@click.option("--model", default=DEFAULT, show_default=True, help="A shipped model, or a .safetensors checkpoint.")
+@click.option(
+    "--model",
+    default=DEFAULT,
+    show_default=True,
+    help="A shipped model, a checkpoint, or an export (.onnx).",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
 @click.option(
     "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
@@ -66,12 +90,32 @@ class _BatchSize(click.IntRange):
     help="Implementation of the operations.",
 )
 @click.option("--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this.")
+@click.option(
+    "--bandwidth",
+    default="full",
+    show_default=True,
+    type=click.Choice(BANDWIDTHS),
+    help="Of recordings above 16 kHz: keep what is above 8 kHz where there is speech, or remove it.",
+)
 @click.option("--suffix", default="", help="Text put behind the name of each output, before its ending.")
 @click.option("--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs; that of the input.")
+@click.option("--track", type=click.IntRange(1), help="Of several sound tracks, clean this one alone.  [default: all]")
+@click.option("--bitrate", type=_BitRate(), help="Of compressed sound, as 128k.  [default: that of the input]")
+@click.option(
+    "--raw",
+    nargs=3,
+    type=(click.IntRange(*RATES), click.IntRange(1, MAX_CHANNELS), click.Choice(list(RAW_FORMATS))),
+    metavar="RATE CHANNELS FORMAT",
+    help=f"For '- -o -': samples without a header, of {', '.join(RAW_FORMATS)}.",
+)
 @click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and write nothing.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write a JSON report of each file.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write about each file: JSON, or pictures (.html).",
+)
 @click.option("--jobs", type=click.IntRange(1), help="Files read and written at a time.  [default: threads + 1]")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the model on the CPU.  [default: the cores]")
 @click.option("--batch-size", type=_BatchSize(1), default="auto", show_default=True, help="Windows in a call.")
@@ -87,8 +131,12 @@ def command(
     dtype: str,
     backend_name: str,
     atten_lim: float | None,
+    bandwidth: str,
     suffix: str,
     ending: str | None,
+    track: int | None,
+    bitrate: int | None,
+    raw: tuple[int, int, str] | None,
     shard: tuple[int, int] | None,
     overwrite: bool,
     dry_run: bool,
@@ -106,26 +154,43 @@ def command(
     Without -o, FOLDER becomes FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length,
     container and sample format stay as they are. Several processes with one output folder share its files. Ctrl-C stops
     with the window at hand, a second one at once; the same command goes on. Exit code 1 if a file failed or the job was
-    stopped, 2 for wrong usage.
+    stopped, 2 for wrong usage. "fastenh enhance - -o -" goes from standard input to standard output: WAV, or with --raw
+    samples without a header, as they come.
     """
     console, errors = Terminal(quiet=quiet), Terminal()
+    spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
+    if Path("-") in (*inputs, output) or raw:
+        with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
+            if inputs != (Path("-"),) or output != Path("-"):
+                raise JobError("a pipe goes to a pipe: fastenh enhance - -o -")
+            if threads:
+                torch.set_num_threads(threads)
+            enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=1, bandwidth=bandwidth, **spans)
+            for warning in pipe.run(0, 1, enhancer, Raw(*raw) if raw else None, atten_lim):
+                console.print(f"warning: {warning}")
+        return
     began = time.perf_counter()
+    if is_exported(model) and backend_name != "auto":
+        raise click.UsageError("--backend is for models in PyTorch; an exported one runs in onnxruntime")
     with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
         layout = lay_out(inputs, Names(output, suffix, ending and f".{ending}"))
+        page = report is not None and report.suffix == ".html"
+        if page:
+            need_matplotlib()
         if not layout.tasks and not layout.bad:
             raise JobError(f"no audio files in {', '.join(map(str, inputs))}{_passed_over(layout.passed)}")
         number, count = shard or (1, 1)
         tasks = layout.tasks[number - 1 :: count]
-        spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
-        enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, **spans)
-        choice = backend.choose(enhancer.device)
+        enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, bandwidth=bandwidth, **spans)
+        exported = is_exported(model)
+        choice = Choice("onnxruntime", "the model is exported") if exported else backend.choose(enhancer.device)
         if verbose:
             console.print(f"backend {choice.name}: {choice.reason}")
         results = [job.Result(path, None, "failed", error=reason) for path, reason in layout.bad]
         for result in results:
             _show(result, errors, console, verbose)
         meter = job.Meter(tasks)
-        options = job.Options(overwrite, atten_lim, jobs, threads, plan=dry_run)
+        options = job.Options(overwrite, atten_lim, jobs, threads, dry_run, track, bitrate)
         with (
             stoppable() as stop,
             progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files,
@@ -139,8 +204,9 @@ def command(
         summary = summarise(results, time.perf_counter() - began, layout.passed)
         if report is not None:
             named: dict[str, Any] = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
-            named |= {"backend": choice.name, "atten_lim_db": atten_lim, **spans, "dry_run": dry_run}
-            write_report(report, results, summary, named)
+            named |= {"backend": choice.name, "atten_lim_db": atten_lim, "bandwidth": bandwidth}
+            named |= {"track": track, "bit_rate": bitrate, **spans, "dry_run": dry_run}
+            (write_page if page else write_report)(report, results, summary, named)
         console.print(_words(summary, results))
     left = len(tasks) - files.done
     if left:
@@ -182,4 +248,4 @@ def _words(summary: Summary, results: list[job.Result]) -> str:
 
 def _passed_over(counts: Mapping[str, int]) -> str:
     kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
-    return f"; passed over: {kinds} ({UNREAD_ADVICE})" if kinds else ""
+    return f"; passed over: {kinds} ({advice(counts)})" if kinds else ""

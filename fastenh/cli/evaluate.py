@@ -31,7 +31,7 @@ PART = ".part"  # behind the name of the results: what is known so far
 @click.command("evaluate")
 @click.argument("noisy", type=click.Path(path_type=Path))
 @click.argument("clean", type=click.Path(path_type=Path))
-@click.option("--model", "models", multiple=True, help="A shipped model or a checkpoint; may be given several times.")
+@click.option("--model", "models", multiple=True, help="A shipped model, checkpoint or export; may be repeated.")
 @click.option("--enhanced", type=click.Path(path_type=Path), help="Folder of enhanced files, by any program.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the results as JSON.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write a line per file.")

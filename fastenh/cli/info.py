@@ -15,7 +15,10 @@ from fastenh.evaluate.metrics import LABELS, available
 from fastenh.models.checkpoint import shipped_models
 from fastenh_kernels import backend
 
-_PACKAGES = ("torch", "triton", "numpy", "soundfile", "soxr", "safetensors", "pesq", "pystoi", "torchaudio")
+_PACKAGES = (
+    "torch", "triton", "numpy", "soundfile", "soxr", "av", "safetensors", "pesq", "pystoi", "torchaudio", "onnxruntime",
+    "matplotlib",
+)  # fmt: skip
 
 
 @click.command("info")

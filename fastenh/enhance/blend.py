@@ -1,8 +1,10 @@
-"""The input beside its enhanced form, block by block: for a share of it, and for its length to the sample."""
+"""The input beside its enhanced form, block by block: for shares of it, and for its length to the sample."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from fastenh.enhance.upper_band import UpperBand
 
 _ABSURD = 1e15  # times full scale: squares of what is below still have a finite sum in float32
 
@@ -18,17 +20,21 @@ def silenced(block: np.ndarray) -> np.ndarray:
 
 
 class Blend:
-    """Keeps the input until its enhanced form comes, and gives the output: ``share`` of the one, the rest the other."""
+    """Keeps the input until its enhanced form comes, and gives the output: ``share`` of the one, the rest the other.
 
-    def __init__(self, channels: int, share: float = 0.0) -> None:
-        self.share = share
+    upper_band: adds to the enhanced form what it lacks above 8 kHz, if given.
+    """
+
+    def __init__(self, channels: int, share: float = 0.0, upper_band: UpperBand | None = None) -> None:
+        self.share, self._upper_band = share, upper_band
+        self._keeps = bool(share) or upper_band is not None
         self._waiting = np.zeros((channels, 0), np.float32)  # input whose enhanced form is not there yet
         self._missing = 0  # frames of output that are owed
 
     def take(self, block: np.ndarray) -> np.ndarray:
         """The input (C, n), which is given back."""
         self._missing += block.shape[1]
-        if self.share:
+        if self._keeps:
             self._waiting = np.concatenate([self._waiting, block], axis=1)
         return block
 
@@ -39,7 +45,9 @@ class Blend:
             enhanced = np.pad(enhanced, ((0, 0), (0, self._missing - enhanced.shape[1])))
         count = enhanced.shape[1]
         self._missing -= count
-        if not self.share:
+        if not self._keeps:
             return enhanced
         noisy, self._waiting = self._waiting[:, :count], self._waiting[:, count:]
-        return enhanced + self.share * (noisy - enhanced)
+        if self._upper_band is not None:
+            enhanced = enhanced + self._upper_band.upper(noisy)
+        return enhanced + self.share * (noisy - enhanced) if self.share else enhanced

@@ -19,13 +19,15 @@ from torch import Tensor
 from fastenh.audio.files import MAX_CHANNELS, RATES
 from fastenh.audio.levels import from_float, to_float
 from fastenh.audio.resampling import Resampler
-from fastenh.devices import pick_device, pick_dtype
+from fastenh.devices import DeviceError, pick_device, pick_dtype
 from fastenh.enhance.blend import Blend, silenced
 from fastenh.enhance.engine import Inline, Pool
+from fastenh.enhance.exported import ExportedModel, is_exported
 from fastenh.enhance.graphs import GraphedModel
 from fastenh.enhance.offset import Offset
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
 from fastenh.enhance.suitability import Clipping, Suitability
+from fastenh.enhance.upper_band import UpperBand
 from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
@@ -36,6 +38,7 @@ Waveform = TypeVar("Waveform", np.ndarray, Tensor)
 
 # With these a window is 256 frames: lengths that 32 divides make the softmax of a CPU 1.2 to 1.8 times as fast.
 SPAN_SECONDS, CONTEXT_SECONDS = 3.58, 0.25
+BANDWIDTHS = "full", "16k"
 _LONGEST = 600  # seconds: attention over a window of ten minutes fills 20 GB
 _FADE = 6400  # samples, 0.4 s: neighbours disagree, and a slow change is heard less (docs/spans.md)
 
@@ -49,6 +52,8 @@ class Enhancer:
 
     Long recordings run in windows of ``span_seconds`` with ``context_seconds`` more on either side (``spans.py``),
     ``batch_size`` windows at a time (1 on the CPU and 16 elsewhere, unless given). Each channel is enhanced on its own.
+    The model works at 16 kHz; of a recording at a higher rate the band above 8 kHz follows what the model does right
+    below it (``upper_band.py``), or is removed with ``bandwidth="16k"``.
     """
 
     def __init__(
@@ -60,8 +65,12 @@ class Enhancer:
         span_seconds: float = SPAN_SECONDS,
         context_seconds: float = CONTEXT_SECONDS,
         batch_size: int | None = None,
+        bandwidth: str = "full",
         identity: str = "",
     ) -> None:
+        if bandwidth not in BANDWIDTHS:
+            raise ValueError(f"bandwidth is {' or '.join(BANDWIDTHS)}, not {bandwidth!r}")
+        self.bandwidth = bandwidth
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.identity = identity  # of the weights
@@ -84,8 +93,14 @@ class Enhancer:
     ) -> Enhancer:
         """With the weights of a shipped model, by name, or of a checkpoint file; ``options`` as for the class.
 
-        Raises ``CheckpointError``.
+        A file that ``fastenh export`` wrote runs in onnxruntime, on the CPU and in the numbers it was written in.
+        Raises ``CheckpointError``, and ``DeviceError`` for a device or dtype that the model does not take.
         """
+        if is_exported(source):
+            if str(device) not in ("auto", "cpu") or dtype not in ("auto", "float32"):
+                raise DeviceError(f"{source} runs on the CPU as it was exported, not on {device} in {dtype}")
+            exported = ExportedModel(Path(source))
+            return cls(exported, "cpu", "float32", identity=exported.identity, **options)
         model, read = checkpoint.load(source)
         return cls(model, device, dtype, identity=read.sha256, **options)
 
@@ -93,10 +108,10 @@ class Enhancer:
         """(L,) or (C, L) at ``sample_rate`` in Hz -> the same shape, rate, level, kind (NumPy or torch) and dtype.
 
         Floating-point samples are in -1..1; int16 and int32 have their own full scale, and are rounded and clipped to
-        it again. NaN and infinite samples count as silence. A DC offset is taken out, and so is what lies above 8 kHz:
-        the model works at 16 kHz. ``atten_lim_db`` keeps a share of the input, so that nothing is turned down by more
-        than that. Raises ``ValueError`` for other shapes, dtypes and rates, and ``EnhancementError`` for a model that
-        gives non-finite samples, or silence for sound where no ``atten_lim_db`` keeps some of it.
+        it again. NaN and infinite samples count as silence. A DC offset is taken out. ``atten_lim_db`` keeps a share of
+        the input, so that nothing is turned down by more than that. Raises ``ValueError`` for other shapes, dtypes and
+        rates, and ``EnhancementError`` for a model that gives non-finite samples, or silence for sound where no
+        ``atten_lim_db`` keeps some of it.
         """
         if isinstance(waveform, Tensor):
             plain = waveform.detach().cpu()
@@ -129,7 +144,10 @@ class Enhancer:
         _check_rate(sample_rate)
         if atten_lim_db is not None and math.isnan(atten_lim_db):
             raise ValueError("atten_lim_db is not a number")
-        blend = Blend(channels, 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0))
+        share = 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0)
+        keeps_upper_band = self.bandwidth == "full" and sample_rate > SAMPLE_RATE
+        upper_band = UpperBand(channels, sample_rate) if keeps_upper_band else None
+        blend = Blend(channels, share, upper_band)
         down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
         offset, clipping = Offset(channels, sample_rate), Clipping(channels, sample_rate)
         suitability = Suitability(channels)
@@ -141,17 +159,18 @@ class Enhancer:
                 clipping.feed(block, last)
                 low = down.feed(blend.take(offset.feed(block, last)), last)
                 suitability.give(low)
-                yield low
+                yield upper_band.hear(low) if upper_band else low
 
         for enhanced in self._windows(at_16_khz(), channels, engine or Inline(self.run, self.batch_size)):
             suitability.take(enhanced)
-            yield blend.give(up.feed(enhanced))
+            yield blend.give(up.feed(upper_band.lower(enhanced) if upper_band else enhanced))
         if suitability.is_silenced and not blend.share:
             raise EnhancementError("the model made silence of it; its weights may be damaged")
         if remarks is not None:
             suitability.take(nothing, last=True)
             remarks += [*offset.remarks(), *clipping.remarks(), *suitability.remarks()]
-        yield blend.give(up.feed(nothing, last=True), last=True)
+        rest = upper_band.lower(nothing, last=True) if upper_band else nothing
+        yield blend.give(up.feed(rest, last=True), last=True)
 
     def _windows(self, blocks: Iterable[np.ndarray], channels: int, engine: Inline | Pool) -> Iterator[np.ndarray]:
         """At 16 kHz. The result does not depend on how the recording is cut into blocks."""

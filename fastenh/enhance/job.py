@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from fastenh.atomic import remove_abandoned
-from fastenh.audio import files
+from fastenh.audio import files, remux
 from fastenh.audio.files import AudioError, Reader
+from fastenh.audio.media import TrackReader
 from fastenh.enhance.blend import usable
 from fastenh.enhance.engine import Pool
 from fastenh.enhance.enhancer import EnhancementError, Enhancer
@@ -34,7 +35,8 @@ _FILES_AT_A_TIME = 16  # on a GPU: enough to fill its batches while some of them
 class Options:
     """``jobs`` files at a time and ``threads`` threads of the model; None chooses both.
 
-    ``plan`` opens the files and writes nothing.
+    ``plan`` opens the files and writes nothing. ``track`` is the sound track of a container that is enhanced, all of
+    them unless given; ``bit_rate`` (bit/s) that of compressed outputs, as in the input unless given.
     """
 
     overwrite: bool = False
@@ -42,6 +44,8 @@ class Options:
     jobs: int | None = None
     threads: int | None = None
     plan: bool = False
+    track: int | None = None
+    bit_rate: int | None = None
 
 
 @dataclass
@@ -101,6 +105,9 @@ def run(
         "span": enhancer.spans.span,
         "context": enhancer.spans.context,
         "atten_lim_db": options.atten_lim_db,
+        "bandwidth": enhancer.bandwidth,
+        "track": options.track,
+        "bit_rate": options.bit_rate,
     }
     manifests = {root: Manifest(root, settings) for root in {task.root for task in tasks} if root is not None}
     if not options.plan:
@@ -192,11 +199,14 @@ class _Work:
             return self._skipped(task)
         again = self._again(task, manifest)
         began = time.perf_counter()
-        with files.reading(task.source) as reader:
-            if self.options.plan:
-                _rehearse(task, reader)
-                return Result(task.source, task.target, "planned", again=again)
-            result = self._enhance(task, reader)
+        if self.options.plan:
+            _rehearse(task, self.options)
+            return Result(task.source, task.target, "planned", again=again)
+        if remux.rewrites(task.target):
+            result = self._rewrite(task)
+        else:
+            with files.reading(task.source, self.options.track) as reader:
+                result = self._enhance(task, reader)
         if manifest:
             manifest.add(task.source, task.target, time.perf_counter() - began)
         result.again = again
@@ -223,6 +233,8 @@ class _Work:
         """In blocks from file to file: a recording of any length takes the same memory."""
         given, before, remarks = Tally(), reader.encoding, list[str]()
         encoding = files.converted(before, task.source, task.target)
+        if self.options.bit_rate:
+            encoding = replace(encoding, bit_rate=self.options.bit_rate)
         task.target.parent.mkdir(parents=True, exist_ok=True)
         with files.writing(task.target, encoding, reader.frames) as writer:
             noisy = self._watched(reader, given, _size(task.source))
@@ -230,9 +242,26 @@ class _Work:
                 noisy, before.channels, before.sample_rate, self.options.atten_lim_db, self.engine, remarks
             ):
                 writer.write(block)
-        warnings = [f"{given.invalid} NaN or infinite samples taken as silence"] if given.invalid else []
-        warnings += remarks + reader.warnings + writer.warnings
+        warnings = _invalid(given.invalid) + remarks + reader.warnings + writer.warnings
         return Result(task.source, task.target, "enhanced", given.frames / before.sample_rate, warnings=warnings)
+
+    def _rewrite(self, task: Task) -> Result:
+        """A container: all or one of its sound tracks, whatever else there is as it is."""
+        remarks, tallies = list[str](), list[tuple[Tally, int]]()
+
+        def clean(track: TrackReader) -> Iterator[np.ndarray]:
+            given, encoding = Tally(), track.encoding
+            noisy = self._watched(track, given, 0 if tallies else _size(task.source))
+            tallies.append((given, encoding.sample_rate))
+            return self.enhancer.stream(
+                noisy, encoding.channels, encoding.sample_rate, self.options.atten_lim_db, self.engine, remarks
+            )
+
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        warnings = remux.rewrite(task.source, task.target, clean, self.options.track, self.options.bit_rate)
+        seconds = sum(given.frames / rate for given, rate in tallies)
+        warnings = _invalid(sum(given.invalid for given, _ in tallies)) + remarks + warnings
+        return Result(task.source, task.target, "enhanced", seconds, warnings=warnings)
 
     def _watched(self, reader: Reader, given: Tally, size: int) -> Iterator[np.ndarray]:
         """The blocks of a file, counted; its bytes are told as if they were spread evenly over the frames."""
@@ -260,14 +289,21 @@ class Tally:
         self.invalid += block.size - int(np.count_nonzero(usable(block)))
 
 
-def _rehearse(task: Task, reader: Reader) -> None:
+def _invalid(count: int) -> list[str]:
+    return [f"{count} NaN or infinite samples taken as silence"] if count else []
+
+
+def _rehearse(task: Task, options: Options) -> None:
     """Raises what a job would: where nothing can be read, or not be written in this form or at this place."""
-    encoding = files.converted(reader.encoding, task.source, task.target)
-    block = next(reader.blocks(), np.zeros((encoding.channels, 0), np.float32))
     with tempfile.TemporaryDirectory() as folder:
         rehearsed = Path(folder, task.target.name)
         try:
-            files.write(rehearsed, block, encoding)
+            if remux.rewrites(task.target):
+                remux.rewrite(task.source, rehearsed, _beginning, options.track, options.bit_rate, sound_alone=True)
+            else:
+                with files.reading(task.source, options.track) as reader:
+                    encoding = files.converted(reader.encoding, task.source, task.target)
+                    files.write(rehearsed, next(_beginning(reader)), encoding)
         except AudioError as error:
             raise AudioError(str(error).replace(str(rehearsed), str(task.target))) from error
     place = next(folder for folder in task.target.parents if folder.exists())
@@ -275,6 +311,10 @@ def _rehearse(task: Task, reader: Reader) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def _beginning(reader: Reader | TrackReader) -> Iterator[np.ndarray]:
+    yield next(reader.blocks(), np.zeros((reader.encoding.channels, 0), np.float32))
 
 
 def _explained(error: Exception, task: Task) -> str:

@@ -67,8 +67,8 @@ def lay_out(inputs: Sequence[Path], names: Names) -> Layout:
             layout.tasks += _folder_tasks(path, _folder_target(path, names, several), names, layout)
         elif not path.is_file():
             layout.bad.append((path, f"{path}: no such file or folder"))
-        elif path.suffix.lower() in listing.UNREAD_SUFFIXES:
-            layout.bad.append((path, f"{path}: {listing.UNREAD_ADVICE}"))
+        elif advice := listing.advice([path.suffix.lower()]):
+            layout.bad.append((path, f"{path}: {advice}"))
         else:
             target = _file_target(path, names, several)
             layout.tasks.append(Task(path, target, names.output if names.output in target.parents else None))

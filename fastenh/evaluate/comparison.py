@@ -92,12 +92,14 @@ def compare(
     on_progress: Callable[[], None] = lambda: None,
     rows: Rows | None = None,
     stamp: Callable[[Pair], list[Any]] = lambda pair: [],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Comparison:
     """Score the noisy side and what each enhancer makes of it (pair, noisy (L,) at 16 kHz -> (L,)).
 
     untimed: names of those that merely read what another program made. jobs: worker processes for the metrics; 0 for
     one a core. rows: what is done already, and is added to as it goes; a pair is done again where ``stamp`` says
-    something else of it. Raises ``PairError`` for a pair that cannot be used.
+    something else of it. clock: gives the seconds that the real-time factors are counted in.
+    Raises ``PairError`` for a pair that cannot be used.
     """
     rows = Rows() if rows is None else rows
     chosen = metrics.available()
@@ -109,7 +111,7 @@ def compare(
             for pair in pairs[first : first + _CHUNK]:
                 row = rows.of(pair.name, stamp(pair))
                 if row is None:
-                    row = _enhance(pair, stamp(pair), enhancers, waiting)
+                    row = _enhance(pair, stamp(pair), enhancers, waiting, clock)
                     fresh.append(row)
                 done.append(row)
                 on_progress()
@@ -124,15 +126,16 @@ def _enhance(
     stamp: list[Any],
     enhancers: dict[str, Callable[[Pair, np.ndarray], np.ndarray]],
     waiting: list[tuple[Row, str, np.ndarray, np.ndarray]],
+    clock: Callable[[], float],
 ) -> Row:
     """A row without values; what is to be scored for them goes to ``waiting``."""
     noisy, clean, warnings = load_pair(pair, metrics.SAMPLE_RATE)
     row = Row(pair.name, stamp, noisy.size / metrics.SAMPLE_RATE, warnings)
     waiting.append((row, NOISY, noisy, clean))
     for name, enhance in enhancers.items():
-        began = time.perf_counter()
+        began = clock()
         enhanced = enhance(pair, noisy)
-        row.seconds[name] = time.perf_counter() - began
+        row.seconds[name] = clock() - began
         waiting.append((row, name, enhanced, clean))
     return row
 

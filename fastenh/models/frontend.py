@@ -11,7 +11,7 @@ from torch import Tensor, nn
 SAMPLE_RATE = 16_000
 N_FFT = 512
 BINS = N_FFT // 2 + 1
-_SILENCE_RMS = 1e-7  # -140 dBFS: below 24-bit dither, scaled no further
+SILENCE_RMS = 1e-7  # -140 dBFS: below 24-bit dither, scaled no further
 
 
 class Frontend(nn.Module):
@@ -61,7 +61,7 @@ class Frontend(nn.Module):
 
 def normalise_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
     """Scale each (B, L) waveform to an RMS of 1. Returns it and the gain's inverse (B, 1), which takes it back."""
-    rms = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(_SILENCE_RMS)
+    rms = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(SILENCE_RMS)
     return waveform / rms, rms
 
 

@@ -8,7 +8,9 @@ import triton.language as tl
 
 @triton.jit
 def silu(b_x):
-    return b_x * tl.sigmoid(b_x)
+    """By the reciprocal root, one instruction; a division is a dozen."""
+    b_root = tl.rsqrt(1.0 + tl.exp2(b_x * -1.4426950408889634))
+    return b_x * b_root * b_root
 
 
 @triton.jit

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, softmax_sums, strides
 from fastenh_kernels.shared.dropout import WEIGHTS, draw_seed, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
 from fastenh_kernels.shared.operators import needs_gradient, operator
 
 
@@ -142,6 +142,32 @@ def resident_attention_kernel(
         )  # fmt: skip
 
 
+@triton.jit
+def _next_keys(
+    b_q, b_max, b_sum, b_out, p_keys, first, o_m, length, s_qkv, seed,
+    VALUES: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Largest score, sum and weighted values of the rows after N keys more, which are all there where FULL."""
+    o_n = first + tl.arange(0, N)
+    p_kv = p_keys + o_n.to(tl.int64)[:, None] * s_qkv
+    if FULL:
+        b_k = tl.load(p_kv)  # [N, D]
+        b_v = tl.load(p_kv + VALUES)
+    else:
+        b_k = tl.load(p_kv, mask=o_n[:, None] < length, other=0.0)
+        b_v = tl.load(p_kv + VALUES, mask=o_n[:, None] < length, other=0.0)
+    b_s = _scores(b_q, b_k, o_n, length, FULL, PRECISION)  # [M, N]
+    b_new = tl.maximum(b_max, tl.max(b_s, 1) * SCALE)
+    b_p = tl.exp2(b_s * SCALE - b_new[:, None])
+    b_shrink = tl.exp2(b_max - b_new)
+    b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
+    if DROPOUT > 0:
+        b_p = drop(b_p, seed, o_m[:, None] * length + o_n[None, :], DROPOUT)
+    b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], input_precision=PRECISION)
+    return b_new, b_sum, b_out
+
+
 @triton.jit(do_not_specialize=["inner", "length", "row_blocks"])
 def streaming_attention_kernel(
     p_qkv,  # as above
@@ -162,6 +188,7 @@ def streaming_attention_kernel(
     SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
     M: tl.constexpr,
     N: tl.constexpr,
+    WHOLE: tl.constexpr,  # the keys are blocks of N
     LSE: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -180,20 +207,16 @@ def streaming_attention_kernel(
     b_max = tl.full([M], float("-inf"), tl.float32)
     b_sum = tl.zeros([M], tl.float32)
     b_out = tl.zeros([M, D], tl.float32)
-    for first in tl.range(0, length, N):
-        o_n = first + tl.arange(0, N).to(tl.int64)
-        p_kv = p_qkv + o_n[:, None] * s_qkv + o_d[None, :]
-        b_k = tl.load(p_kv + H * D, mask=o_n[:, None] < length, other=0.0)  # [N, D]
-        b_v = tl.load(p_kv + 2 * H * D, mask=o_n[:, None] < length, other=0.0)
-        b_s = _scores(b_q, b_k, o_n, length, False, PRECISION) * SCALE  # [M, N]
-        b_new = tl.maximum(b_max, tl.max(b_s, 1))
-        b_p = tl.exp2(b_s - b_new[:, None])
-        b_shrink = tl.exp2(b_max - b_new)
-        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
-        if DROPOUT > 0:
-            b_p = drop(b_p, seed, o_m[:, None] * length + o_n[None, :], DROPOUT)
-        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], input_precision=PRECISION)
-        b_max = b_new
+    o_kv = p_qkv + H * D + o_d[None, :]
+    for first in tl.range(0, length - N + 1, N):
+        b_max, b_sum, b_out = _next_keys(
+            b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, seed, H * D, N, True, SCALE, DROPOUT, PRECISION
+        )
+    if not WHOLE:
+        b_max, b_sum, b_out = _next_keys(
+            b_q, b_max, b_sum, b_out, o_kv, length // N * N, o_m, length, s_qkv, seed, H * D, N, False, SCALE, DROPOUT,
+            PRECISION,
+        )  # fmt: skip
     b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
     if LSE:
@@ -278,16 +301,21 @@ def _launch_resident(programs: int, sizes: _Resident, qkv: Tensor, out: Tensor, 
 def _launch_streaming(programs: int, qkv: Tensor, out: Tensor, common: dict[str, Any]) -> None:
     length = common["length"]
     rows, keys, warps = _STREAMING[qkv.element_size()]
+    if qkv.element_size() == 4 and not warpgroups(qkv.device):
+        rows = 32  # registers
+    elif qkv.element_size() == 2 and warpgroups(qkv.device) and length > rows and not common["DROPOUT"]:
+        rows = 128  # keys and values come from the L2 half as often
     row_blocks = triton.cdiv(length, rows)
     launch(
         streaming_attention_kernel,
         programs * row_blocks,
-        lambda: _cost(qkv, out, length, (triton.cdiv(length, keys),), row_blocks),
+        lambda: _cost(qkv, out, length, (length // keys,), row_blocks),
         num_warps=warps,
         **common,
         row_blocks=row_blocks,
         M=rows,
         N=keys,
+        WHOLE=length % keys == 0,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,6 +14,18 @@ def axis_attention(qkv: Tensor, heads: int, axis: str, dropout: float = 0.0, his
     q, k, v = sequences_of(qkv, heads, axis)
     seen = recent(q.shape[2], history, q.device) if history else None
     return laid_out(F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout), qkv, axis)
+
+
+def attention_weights(qkv: Tensor, heads: int, axis: str, history: int = 0) -> Tensor:
+    """(B, T, F, 3C) -> (sequences, heads, length, length): the share that each position (row) takes of each other one.
+
+    ``axis_attention`` never holds them; this is to look at.
+    """
+    q, k, _ = sequences_of(qkv, heads, axis)
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+    if history:
+        scores = scores.masked_fill(~recent(q.shape[2], history, q.device), -math.inf)
+    return scores.softmax(-1)
 
 
 def sequences_of(qkv: Tensor, heads: int, axis: str) -> Tensor:

@@ -15,4 +15,4 @@ def compressed_mask(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, p
     )
     mask = mask[:, :, ahead : ahead + x.shape[1]].permute(0, 2, 3, 1)
     compressed, _ = compress(spectrum[:, :-1], power)
-    return F.pad(expand(multiply(mask, compressed), power), (0, 0, 0, 1))
+    return expand(F.pad(multiply(mask, compressed), (0, 0, 0, 1)), power)  # pairs, since ONNX pads no complex numbers

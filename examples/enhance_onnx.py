@@ -1,0 +1,40 @@
+"""Enhance a recording with an exported model: NumPy, soundfile and onnxruntime are all it needs.
+
+fastenh export dpt_complex --int8 -o model.onnx
+python examples/enhance_onnx.py model.onnx noisy.wav enhanced.wav
+"""
+
+import sys
+
+import numpy as np
+import onnxruntime
+import soundfile
+
+RATE = 16_000
+SPAN, CONTEXT, FADE = 57_280, 4_000, 6_400  # samples: kept of a window, heard on both sides, faded over
+WINDOW = SPAN + 2 * CONTEXT  # 4.08 s, as fastenh enhance has it
+
+
+def enhance(session: onnxruntime.InferenceSession, noisy: np.ndarray) -> np.ndarray:
+    """(samples,) at 16 kHz -> (samples,), in windows that fade into each other."""
+    count = 1 + max(0, -(-(noisy.size - WINDOW) // SPAN))
+    rising = ((np.arange(FADE) + 0.5) / FADE).astype(np.float32)
+    enhanced = np.zeros_like(noisy)
+    for index in range(count if noisy.size else 0):
+        start = index * SPAN if index < count - 1 else max(0, noisy.size - WINDOW)  # the last one ends with the file
+        window = session.run(None, {"waveform": noisy[None, start : start + WINDOW]})[0][0]
+        begin = index * SPAN + CONTEXT - FADE // 2 if index else 0  # where it takes over from the one before
+        fresh = window[begin - start :]
+        if index:
+            fresh[:FADE] = fresh[:FADE] * rising + enhanced[begin : begin + FADE] * (1 - rising)
+        enhanced[begin : begin + fresh.size] = fresh
+    return enhanced
+
+
+if __name__ == "__main__":
+    model, source, target = sys.argv[1:]
+    samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
+    if rate != RATE:
+        sys.exit(f"{source}: has {rate} Hz; resample it to {RATE} Hz first")
+    session = onnxruntime.InferenceSession(model)
+    soundfile.write(target, np.stack([enhance(session, channel) for channel in samples.T], axis=1), rate)

@@ -1,0 +1,1 @@
+"""Pictures of recordings, models, runs and results."""
