@@ -24,9 +24,14 @@ _HIGHEST_LEVEL = 0.99  # LAME refuses 1
 class Sound(Protocol):
     """What is needed of ``files.Encoding``."""
 
-    sample_rate: int
-    channels: int
-    bit_rate: int
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def bit_rate(self) -> int: ...
 
 
 def bit_rate(path: Path, file: soundfile.SoundFile, tag_bytes: int) -> int:

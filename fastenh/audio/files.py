@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
@@ -18,7 +19,11 @@ from fastenh.audio.lengths import WIDTHS, doubts, speaks_of_sound
 from fastenh.audio.listing import MEDIA_SUFFIXES
 from fastenh.audio.opening import native, opened
 from fastenh.audio.resampling import resample
+from fastenh.audio.tags import Blocks
 from fastenh.errors import ProcessingError
+
+if TYPE_CHECKING:
+    from fastenh.audio.media import TrackReader
 
 MAX_CHANNELS = 64
 RATES = 1_000, 1_000_000  # Hz: a header with less or more lies, and resampling by it would fill the memory
@@ -51,7 +56,7 @@ class Encoding:
     subtype: str  # "PCM_16", "FLOAT", "VORBIS", ...
     endian: str = "FILE"
     tags: dict[str, str] = field(default_factory=dict)
-    tag_blocks: tags.Blocks = field(default=(), compare=False, repr=False)  # for the same container: all there are
+    tag_blocks: Blocks = field(default=(), compare=False, repr=False)  # for the same container: all there are
     bit_rate: int = field(default=0, compare=False)  # of MP3, Opus and Vorbis; 0: libsndfile's choice
 
 
@@ -108,13 +113,13 @@ class Reader:
 
 
 @contextmanager
-def reading(path: Path, track: int | None = None) -> Iterator[Reader]:
+def reading(path: Path, track: int | None = None) -> Iterator[Reader | TrackReader]:
     """track: of a container with several sound tracks, the first one unless given. Raises ``AudioError``."""
     if path.suffix.lower() in MEDIA_SUFFIXES:
         from fastenh.audio import media  # which needs what is defined here
 
-        with media.reading(path, track) as reader:
-            yield reader
+        with media.reading(path, track) as found:
+            yield found
         return
     with _readable(path):
         file = opened(path)

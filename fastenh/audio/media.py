@@ -96,7 +96,8 @@ class TrackReader:
     def _decoded(self) -> Iterator[tuple[Fraction | None, np.ndarray]]:
         import av
 
-        resampler, made_for = None, None
+        resampler: Any = None
+        made_for: tuple[str, str, int] | None = None
         try:
             for packet in self._stream.container.demux(self._stream):
                 if packet.pts is not None and packet.duration:

@@ -86,7 +86,8 @@ class _Sink:
     """A file for FFmpeg to write to. What the file raises is kept for ``check``: PyAV would print some of it."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._error = file, None
+        self._file = file
+        self._error: OSError | None = None
 
     def check(self) -> None:
         """Raises the first ``OSError``."""
@@ -259,7 +260,9 @@ def _bit_rate(path: Path, stream: Any) -> int:
     """Bit/s of a sound track: what its header says, or what its first packets have."""
     if stream.bit_rate or stream.codec_context.bit_rate:
         return stream.bit_rate or stream.codec_context.bit_rate
-    size, begin, end = 0, None, None
+    size = 0
+    begin: Any = None  # time stamps
+    end: Any = None
     with opened(path) as container:
         for count, packet in enumerate(container.demux(container.streams[stream.index])):
             if packet.pts is None or count == _MEASURED:

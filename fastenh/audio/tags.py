@@ -214,7 +214,8 @@ def _ogg_head(file: BinaryIO) -> tuple[list[bytes], int, int, bytes]:
     first, content = _ogg_page(file, 0)
     count = 2 if content.startswith(b"\x01vorbis") else 1
     begin = end = len(first) + len(content)
-    packets, open_packet, model = [], b"", b""
+    packets: list[bytes] = []
+    open_packet, model = b"", b""
     while len(packets) < count:
         header, content = _ogg_page(file, end)
         model = model or header

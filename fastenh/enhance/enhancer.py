@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastenh.audio.files import MAX_CHANNELS, RATES
 from fastenh.audio.levels import from_float, to_float
@@ -58,7 +58,7 @@ class Enhancer:
 
     def __init__(
         self,
-        model: SpectralModel,
+        model: nn.Module,
         device: str | torch.device = "auto",
         dtype: str = "auto",
         *,

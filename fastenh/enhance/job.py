@@ -229,7 +229,7 @@ class _Work:
             return ""
         return manifest.changed(task.source, task.target)
 
-    def _enhance(self, task: Task, reader: Reader) -> Result:
+    def _enhance(self, task: Task, reader: Reader | TrackReader) -> Result:
         """In blocks from file to file: a recording of any length takes the same memory."""
         given, before, remarks = Tally(), reader.encoding, list[str]()
         encoding = files.converted(before, task.source, task.target)
@@ -263,7 +263,7 @@ class _Work:
         warnings = _invalid(sum(given.invalid for given, _ in tallies)) + remarks + warnings
         return Result(task.source, task.target, "enhanced", seconds, warnings=warnings)
 
-    def _watched(self, reader: Reader, given: Tally, size: int) -> Iterator[np.ndarray]:
+    def _watched(self, reader: Reader | TrackReader, given: Tally, size: int) -> Iterator[np.ndarray]:
         """The blocks of a file, counted; its bytes are told as if they were spread evenly over the frames."""
         told = 0.0
         for block in reader.blocks():

@@ -50,10 +50,14 @@ def export(model: SpectralModel, about: dict[str, Any]) -> ModelProto:
     parts = [
         compose.add_prefix_graph(graph, f"{name}/", rename_inputs=False, rename_outputs=False) for name, graph in named
     ]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "samples"])] for name in (INPUT, OUTPUT)
+    )
     graph = helper.make_graph(
         [node for part in parts for node in part.node],
         "fastenh",
-        *([helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "samples"])] for name in (INPUT, OUTPUT)),
+        inputs,
+        outputs,
         [tensor for part in parts for tensor in part.initializer],
     )
     for node in graph.node:
@@ -130,6 +134,7 @@ def _core(core: nn.Module) -> ModelProto:
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ExportError(f"this model cannot be written as ONNX: {reason}") from error
+    assert program is not None  # nor ever is it, with dynamo
     # Of what the exporter would do by itself, this alone: it also takes an addition of 1e-10 for one of nothing.
     optimizer.fold_constants(program.model)
     optimizer.remove_unused_nodes(program.model)

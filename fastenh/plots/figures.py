@@ -18,7 +18,7 @@ ENDINGS = (".png", ".svg")
 # Okabe and Ito 2008: told apart by the colour-blind, too
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SEQUENTIAL, GAINS = "magma", "viridis"  # of levels and of gains: evenly lighter from end to end
-_LOOK = {
+_LOOK: Any = {
     "figure.dpi": 90,
     "font.size": 9,
     "axes.titlesize": 9,

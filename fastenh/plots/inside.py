@@ -18,7 +18,7 @@ from fastenh.errors import UsageError
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel, normalise_level
 from fastenh.plots.figures import GAINS, SEQUENTIAL, PlotError, figure
-from fastenh_kernels.operations.axis_attention import reference
+from fastenh_kernels.operations.axis_attention import Axis, reference
 
 _LONGEST = 30.0  # seconds: attention takes memory by the square of it
 _FLOOR = -40.0  # dB
@@ -105,7 +105,7 @@ def _layers() -> Iterator[list[tuple[Any, ...]]]:
     calls: list[tuple[Any, ...]] = []
     operation = fastenh_kernels.axis_layer
 
-    def axis_layer(x: Tensor, weights: Any, heads: int, axis: str, dropout: float = 0.0, history: int = 0) -> Tensor:
+    def axis_layer(x: Tensor, weights: Any, heads: int, axis: Axis, dropout: float = 0.0, history: int = 0) -> Tensor:
         calls.append((x, weights, heads, axis, dropout, history))
         return operation(x, weights, heads, axis, dropout, history)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastenh.evaluate.comparison import NOISY
 from fastenh.evaluate.metrics import LABELS
@@ -55,7 +55,8 @@ def draw(results: Path, rivals: Path | None, metric: str, picture: Path) -> None
 
 def _name(axis: Axes, points: Sequence[Point]) -> None:
     """Each name beside its point, at the first of four places where no other name is."""
-    axis.figure.draw_without_rendering()  # places the axes
+    figure: Any = axis.figure  # of its type alone matplotlib says that it could be a part of one
+    figure.draw_without_rendering()  # places the axes
     taken: list[Bbox] = []
     for point in points:
         for x, y in ((6, 3), (6, -11), (-6, 3), (-6, -11)):
