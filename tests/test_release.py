@@ -27,7 +27,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         list(map(str, command)), cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def environment_in(folder: Path) -> Path:
