@@ -12,6 +12,7 @@ from typing import Any
 import click
 import torch
 
+from fastenh.allocator import keep_freed_memory
 from fastenh.audio.files import FORMATS, MAX_CHANNELS, RATES
 from fastenh.audio.listing import advice
 from fastenh.audio.pipes import RAW_FORMATS, Raw
@@ -158,6 +159,7 @@ def command(
     samples without a header, as they come.
     """
     console, errors = Terminal(quiet=quiet), Terminal()
+    keep_freed_memory()
     spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
     if Path("-") in (*inputs, output) or raw:
         with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fastenh import __version__
+from fastenh.allocator import keep_freed_memory
 from fastenh.audio.files import read_mono
 from fastenh.audio.listing import list_audio
 from fastenh.cli.errors import one_line
@@ -109,6 +110,7 @@ def _label(name: str, taken: dict[str, Callable[[Pair, np.ndarray], np.ndarray]]
 
 
 def _with_model(model: str, device: str, dtype: str) -> Callable[[Pair, np.ndarray], np.ndarray]:
+    keep_freed_memory()
     enhancer = Enhancer.from_pretrained(model, device, dtype)
     return lambda pair, noisy: enhancer(noisy, metrics.SAMPLE_RATE)
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
+from fastenh.allocator import keep_freed_memory
 from fastenh.data.feed import Batch, Share, prefetch
 from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
 from fastenh.train.journal import Event, Journal
-from fastenh.train.memory import keep_freed_memory
 from fastenh.train.ranks import agree, from_first
 from fastenh.train.recipe import Recipe, to_values
 from fastenh.train.schedule import Branch, Plateau, learning_rate_share
