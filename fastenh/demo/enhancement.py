@@ -16,6 +16,7 @@ from fastenh.demo.loudness import equally_loud, loudness
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.errors import ProcessingError
 from fastenh.evaluate import metrics
+from fastenh.models.frontend import SAMPLE_RATE
 
 _JUDGED = 60  # seconds that the metrics look at: PESQ takes its time
 _PLAYED = 8_000, 48_000  # Hz that browsers are sure to play
@@ -27,7 +28,7 @@ class RecordingError(ProcessingError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What the demo takes at the most."""
+    """What the demo takes at the most; a megabyte is 2^20 bytes here, as it is to gradio."""
 
     megabytes: float = 100
     minutes: float = 10
@@ -49,11 +50,14 @@ class Comparison:
         return loudness(self.before, self.rate), loudness(self.after, self.rate)
 
     def write_for_listening(self, path: Path) -> float:
-        """A FLAC file of two channels, before and after, equally loud; the dB that after was turned up by."""
+        """A WAV file of two channels, before and after, equally loud; the dB that after was turned up by.
+
+        Not FLAC: Chromium stops where one asks it to go on near the end of such a file.
+        """
         rate = min(max(self.rate, _PLAYED[0]), _PLAYED[1])
         before, after, gain = equally_loud(self.before, self.after, self.rate)
         both = np.clip(resample(np.stack([before, after]), self.rate, rate), -1.0, 1.0)
-        files.write(path, both, Encoding(rate, 2, "FLAC", "PCM_16"))
+        files.write(path, both, Encoding(rate, 2, "WAV", "PCM_16"))
         return gain
 
 
@@ -81,6 +85,8 @@ def enhance(
                 after.append(block.mean(axis=0))
                 yield sum(map(len, after)) / encoding.sample_rate, total
     before, after = (np.nan_to_num(np.concatenate(side), posinf=0.0, neginf=0.0) for side in (before, after))
+    if encoding.sample_rate > SAMPLE_RATE:
+        remarks.append("above 8 kHz nothing is kept but what the attenuation limit keeps; the pictures end there")
     remarks = [*reader.warnings, *remarks, *writer.warnings]
     return Comparison(before, after, encoding.sample_rate, target, remarks)
 
@@ -88,22 +94,22 @@ def enhance(
 def judge(comparison: Comparison, source: Path, clean: Path) -> None:
     """The metrics of both versions against a clean reference; where they cannot be had, a remark says why."""
     try:
-        noisy, reference, warnings = load_pair(Pair(source.stem, source, clean), metrics.SAMPLE_RATE)
+        noisy, reference, warnings = load_pair(Pair(source.stem, source, clean), SAMPLE_RATE)
     except PairError as error:
         comparison.remarks.append(f"no metrics: {error}")
         return
     comparison.remarks += warnings
-    length = min(reference.size, _JUDGED * metrics.SAMPLE_RATE)
+    length = min(reference.size, _JUDGED * SAMPLE_RATE)
     if length < reference.size:
         comparison.remarks.append(f"the metrics are those of the first {_JUDGED} seconds")
-    after = resample(comparison.after[None], comparison.rate, metrics.SAMPLE_RATE, reference.size)[0]
+    after = resample(comparison.after[None], comparison.rate, SAMPLE_RATE, reference.size)[0]
     for name, waveform in (("before", noisy), ("after", after)):
         comparison.scores[name] = metrics.score(waveform[:length], reference[:length], metrics.available())
 
 
 def _checked_seconds(source: Path, limits: Limits) -> float:
     """How long the recording is, counted: headers can lie."""
-    size = source.stat().st_size / 1e6
+    size = source.stat().st_size / 2**20
     if size > limits.megabytes:
         raise RecordingError(f"{source}: {size:.0f} MB, and this demo takes {limits.megabytes:g} MB at the most")
     frames = 0

@@ -7,7 +7,7 @@ import numpy as np
 _BLOCK, _STEP = 0.4, 0.1  # seconds: blocks of 400 ms, three quarters of each shared with the next
 _ABSOLUTE, _RELATIVE = -70.0, -10.0  # LUFS, and LU below what is louder than that: blocks below count as pauses
 _OFFSET = -0.691  # dB, so that a sine of 997 Hz at full scale has -3.01 LUFS
-_MOST = 20.0  # dB that one version is turned up against the other: hardly anything is left of it beyond
+MOST = 20.0  # dB that one version is turned up against the other: hardly anything is left of it beyond
 # The two filters of the weighting as (numerator, denominator) at 48 kHz: the head, and a high-pass.
 _FILTERS = (
     ((1.53512485958697, -2.69169618940638, 1.19839281085285), (1.0, -1.69065929318241, 0.73248077421585)),
@@ -37,7 +37,7 @@ def loudness(samples: np.ndarray, rate: int) -> float | None:
 def equally_loud(before: np.ndarray, after: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Both as loud as ``before``, or softer where one would clip; and the dB that ``after`` was turned up by."""
     levels = loudness(before, rate), loudness(after, rate)
-    gain = 0.0 if None in levels else float(np.clip(levels[0] - levels[1], -_MOST, _MOST))
+    gain = 0.0 if None in levels else float(np.clip(levels[0] - levels[1], -MOST, MOST))
     after = after * np.float32(10.0 ** (gain / 20.0))
     peak = max(1.0, *(float(np.abs(x).max(initial=0.0)) for x in (before, after)))
     return before / np.float32(peak), after / np.float32(peak), gain

@@ -18,6 +18,7 @@ import gradio as gr
 from fastenh.audio.resampling import resample
 from fastenh.demo import enhancement, pictures
 from fastenh.demo.enhancement import Comparison, Limits
+from fastenh.demo.loudness import MOST
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.errors import ProcessingError, UsageError, printable
 from fastenh.evaluate.metrics import DIGITS, LABELS
@@ -26,8 +27,7 @@ from fastenh.models.frontend import SAMPLE_RATE
 from fastenh.models.registry import DEFAULT
 
 _KEPT = 3600  # seconds that uploads and results stay on the disk
-_NO_LIMIT = "none"
-_LIMITS = [(_NO_LIMIT, None), *((f"{value} dB", value) for value in (30, 20, 12, 6))]
+_ATTENUATIONS = [("none", 0), *((f"{value} dB", value) for value in (30, 20, 12, 6))]
 _FRONT = "# fastenh\nTakes the noise out of recorded speech. Nothing leaves the machine that this page comes from."
 
 
@@ -38,16 +38,19 @@ def build(folder: Path, samples: Path, limits: Limits) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 recording = gr.Audio(
-                    label=f"Recording: up to {limits.minutes:g} minutes and {limits.megabytes:g} MB",
+                    label=f"Recording ({limits.minutes:g} min, {limits.megabytes:g} MB)",
                     sources=["upload", "microphone"],
                     type="filepath",
+                    buttons=[],
                     elem_id="recording",
                 )
-                clean = gr.File(label="Clean reference, if there is one: for the metrics", elem_id="clean", height=110)
+                clean = gr.File(label="Clean reference (optional, for metrics)", elem_id="clean")
             with gr.Column():
                 _offer_samples(samples, recording, clean)
                 model = gr.Radio(list(shipped_models()), value=DEFAULT, label="Model")
-                limit = gr.Radio(_LIMITS, value=None, label="Attenuation limit", info="Nothing is turned down by more.")
+                limit = gr.Radio(
+                    _ATTENUATIONS, value=0, label="Attenuation limit", info="Nothing is turned down by more than this."
+                )
                 with gr.Row():
                     start = gr.Button("Enhance", variant="primary", elem_id="enhance")
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
@@ -84,7 +87,7 @@ def _enhancer(model: str) -> Enhancer:
 
 
 def _run(
-    folder: Path, limits: Limits, recording: str | None, clean: str | None, model: str, limit: float | None
+    folder: Path, limits: Limits, recording: str | None, clean: str | None, model: str, limit: float
 ) -> Iterator[tuple[Any, Any]]:
     """What the status and the result show, one after the other."""
     if recording is None:
@@ -95,7 +98,7 @@ def _run(
     try:
         yield _said("Reading ..."), ""
         target = _fresh(folder) / f"{source.stem}-enhanced{source.suffix}"
-        steps = enhancement.enhance(source, _enhancer(model), limit, limits, target)
+        steps = enhancement.enhance(source, _enhancer(model), limit or None, limits, target)
         began = time.perf_counter()
         comparison = yield from _shown(steps)
         elapsed = time.perf_counter() - began
@@ -105,7 +108,8 @@ def _run(
         yield _said("Drawing ..."), gr.skip()
         seconds = comparison.before.size / comparison.rate
         shown = _result(comparison)
-        yield _said(f"Enhanced {seconds:.1f} s of sound in {elapsed:.1f} s with {model}."), _without(hidden, shown)
+        words = f"{source.name}: {seconds:.1f} s of sound, enhanced in {elapsed:.1f} s with {model}."
+        yield _said(printable(words)), _without(hidden, shown)
     except (ProcessingError, UsageError, OSError) as error:
         yield _failed(_without(hidden, printable(str(error)))), ""
 
@@ -130,10 +134,9 @@ def _fresh(folder: Path) -> Path:
 
 
 def _result(comparison: Comparison) -> str:
-    sound = comparison.enhanced.with_name("before-and-after.flac")
+    sound = comparison.enhanced.with_name("before-and-after.wav")
     gain = comparison.write_for_listening(sound)
     name = html.escape(comparison.enhanced.name)
-    turned = f"After is played {abs(gain):.1f} dB {'louder' if gain > 0 else 'softer'} than it is, so that"
     remarks = "".join(f"<li>{html.escape(printable(remark))}</li>" for remark in comparison.remarks)
     drawn = (resample(side[None], comparison.rate, SAMPLE_RATE)[0] for side in (comparison.before, comparison.after))
     shown = "".join(
@@ -144,11 +147,18 @@ def _result(comparison: Comparison) -> str:
 <fieldset><legend>Listen to</legend>
 <label><input type="radio" name="version" value="0">before</label>
 <label><input type="radio" name="version" value="1" checked>after</label>
-<span>{turned if abs(gain) >= 0.05 else "As they are,"} both are equally loud.</span></fieldset>
+<span>{_turned(gain)}</span></fieldset>
 <audio controls src="{_address(sound)}"></audio>
 <p><a href="{_address(comparison.enhanced)}" download="{name}">Download {name}</a></p>
 {_table(comparison)}<ul>{remarks}</ul>
 <div class="pictures">{shown}</div></div>"""
+
+
+def _turned(gain: float) -> str:
+    if abs(gain) < 0.05:
+        return "Both are equally loud."
+    turned = f"After is played {abs(gain):.1f} dB {'louder' if gain > 0 else 'softer'} than it is"
+    return f"{turned}, so that both are equally loud." if abs(gain) < MOST else f"{turned}, and no more than that."
 
 
 def _address(path: Path) -> str:

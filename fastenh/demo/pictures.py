@@ -53,7 +53,7 @@ def _levels(before: np.ndarray, after: np.ndarray) -> bytes:
         level = np.maximum(10.0 * np.log10(power + 1e-20), _FLOOR)
         axis.plot((starts + sizes / 2) / SAMPLE_RATE, level, label=label, color=colour, linewidth=1.3)
     axis.set_ylabel("level (dBFS)")
-    axis.legend(loc="lower right", ncols=2)
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False)
     return _png(figure)
 
 
@@ -61,7 +61,7 @@ def _figure(title: str, seconds: float) -> tuple[Figure, Axes]:
     """A small figure with large letters: on a telephone it is shown at 40 % of its size."""
     figure = Figure(figsize=(5.6, 2.9), dpi=160, layout="constrained")
     axis = figure.subplots()
-    axis.set_title(title)
+    axis.set_title(title, loc="left")
     axis.set_xlim(0.0, max(seconds, 1e-3))
     axis.set_xlabel("time (s)")
     return figure, axis

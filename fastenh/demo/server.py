@@ -67,7 +67,7 @@ def serving(host: str, port: int, limits: Limits) -> Iterator[str]:
                 prevent_thread_lock=True,
                 footer_links=[],
                 run_history=False,
-                max_file_size=round(limits.megabytes * 1e6),
+                max_file_size=round(limits.megabytes * 2**20),
                 allowed_paths=[str(results), str(_SAMPLES)],
                 app_kwargs={"middleware": [Middleware(_Policy)]},
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
