@@ -8,7 +8,7 @@ import html
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +29,28 @@ from fastenh.models.registry import DEFAULT
 _KEPT = 3600  # seconds that uploads and results stay on the disk
 _ATTENUATIONS = [("none", 0), *((f"{value} dB", value) for value in (30, 20, 12, 6))]
 _FRONT = "# fastenh\nTakes the noise out of recorded speech. Nothing leaves the machine that this page comes from."
+
+
+class Stopped:
+    """Who has asked for a stop: sessions of browsers. What gradio has for it shows an error now and then."""
+
+    def __init__(self) -> None:
+        self._sessions: set[str | None] = set()
+
+    def ask(self, request: gr.Request) -> None:
+        self._sessions.add(request.session_hash)
+
+    def forget(self, request: gr.Request) -> None:
+        self._sessions.discard(request.session_hash)
+
+    def check(self, request: gr.Request) -> None:
+        """Raises ``StoppedError``."""
+        if request.session_hash in self._sessions:
+            raise StoppedError("Stopped.")
+
+
+class StoppedError(Exception):
+    """The listener has asked for it."""
 
 
 def build(folder: Path, samples: Path, limits: Limits) -> gr.Blocks:
@@ -56,16 +78,19 @@ def build(folder: Path, samples: Path, limits: Limits) -> gr.Blocks:
                     stop = gr.Button("Stop", variant="stop", elem_id="stop")
                 status = gr.HTML(_said("Choose a recording or a sample, then Enhance."), elem_id="status")
         result = gr.HTML(elem_id="result")
-        run = start.click(
-            functools.partial(_run, folder, limits),
-            [recording, clean, model, limit],
-            [status, result],
-            show_progress="hidden",
-            api_visibility="private",
+        stopped = Stopped()
+        options = {"show_progress": "hidden", "api_visibility": "private"}
+
+        def run(
+            recording: str | None, clean: str | None, model: str, limit: float, request: gr.Request
+        ) -> Iterator[tuple[Any, Any]]:  # no partial function: gradio would not see the type of its request
+            yield from _run(folder, limits, recording, clean, model, limit or None, lambda: stopped.check(request))
+
+        shown = [status, result]
+        start.click(stopped.forget, queue=False, **options).then(
+            run, [recording, clean, model, limit], shown, **options
         )
-        stop.click(
-            lambda: _said("Stopped."), None, status, cancels=run, show_progress="hidden", api_visibility="private"
-        )
+        stop.click(stopped.ask, queue=False, **options)
     return page
 
 
@@ -87,35 +112,49 @@ def _enhancer(model: str) -> Enhancer:
 
 
 def _run(
-    folder: Path, limits: Limits, recording: str | None, clean: str | None, model: str, limit: float
+    folder: Path,
+    limits: Limits,
+    recording: str | None,
+    clean: str | None,
+    model: str,
+    limit: float | None,
+    check: Callable[[], None],
 ) -> Iterator[tuple[Any, Any]]:
     """What the status and the result show, one after the other."""
     if recording is None:
         yield _failed("There is no recording yet: choose a file, record one, or take a sample."), gr.skip()
         return
-    source = Path(recording)
     hidden = {str(Path(path).parent) + "/" for path in (recording, clean) if path}
+    fresh = _fresh(folder)
     try:
-        yield _said("Reading ..."), ""
-        target = _fresh(folder) / f"{source.stem}-enhanced{source.suffix}"
-        steps = enhancement.enhance(source, _enhancer(model), limit or None, limits, target)
-        began = time.perf_counter()
-        comparison = yield from _shown(steps)
-        elapsed = time.perf_counter() - began
-        if clean:
-            yield _said("Computing the metrics ..."), gr.skip()
-            enhancement.judge(comparison, source, Path(clean))
-        yield _said("Drawing ..."), gr.skip()
-        seconds = comparison.before.size / comparison.rate
-        shown = _result(comparison)
-        words = f"{source.name}: {seconds:.1f} s of sound, enhanced in {elapsed:.1f} s with {model}."
-        yield _said(printable(words)), _without(hidden, shown)
+        for status, result in _steps(fresh, limits, Path(recording), clean, model, limit):
+            yield status, _without(hidden, result) if isinstance(result, str) else result
+            check()
+    except StoppedError as end:
+        yield _said(str(end)), ""
     except (ProcessingError, UsageError, OSError) as error:
-        yield _failed(_without(hidden, printable(str(error)))), ""
+        yield _failed(_without({*hidden, f"{fresh}/"}, printable(str(error)))), ""
 
 
-def _shown(steps: Any) -> Iterator[Any]:
-    """Progress in words; returns what the steps return."""
+def _steps(
+    folder: Path, limits: Limits, source: Path, clean: str | None, model: str, limit: float | None
+) -> Iterator[tuple[Any, Any]]:
+    yield _said("Reading ..."), ""
+    began = time.perf_counter()
+    target = folder / f"{source.stem}-enhanced{source.suffix}"
+    comparison = yield from _progress(enhancement.enhance(source, _enhancer(model), limit, limits, target))
+    elapsed = time.perf_counter() - began
+    if clean:
+        yield _said("Computing the metrics ..."), gr.skip()
+        enhancement.judge(comparison, source, Path(clean))
+    yield _said("Drawing ..."), gr.skip()
+    seconds = comparison.before.size / comparison.rate
+    words = f"{source.name}: {seconds:.1f} s of sound, enhanced in {elapsed:.1f} s with {model}."
+    yield _said(printable(words)), _result(comparison)
+
+
+def _progress(steps: Any) -> Iterator[Any]:
+    """How far it is, in words; returns what the steps return."""
     while True:
         try:
             done, total = next(steps)
