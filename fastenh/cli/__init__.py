@@ -10,6 +10,7 @@ from fastenh import __version__
 
 _COMMANDS = {
     "enhance": "Take the noise out of files and folders.",
+    "demo": "Hear and see it in the browser.",
     "evaluate": "PESQ, STOI and SI-SDR against clean references.",
     "train": "Train a model on your own data.",
     "data": "Unpack archives of recordings; pack recordings into one file.",
