@@ -69,7 +69,9 @@ def enhance(
     Raises ``RecordingError`` beyond the limits, and what reading and enhancing raise.
     """
     total = _checked_seconds(source, limits)
-    before, after, remarks = [], [], []
+    before: list[np.ndarray] = []
+    after: list[np.ndarray] = []
+    remarks: list[str] = []
     with files.reading(source) as reader:
         encoding = reader.encoding
 
@@ -84,11 +86,14 @@ def enhance(
                 writer.write(block)
                 after.append(block.mean(axis=0))
                 yield sum(map(len, after)) / encoding.sample_rate, total
-    before, after = (np.nan_to_num(np.concatenate(side), posinf=0.0, neginf=0.0) for side in (before, after))
     if encoding.sample_rate > SAMPLE_RATE:
-        remarks.append("above 8 kHz nothing is kept but what the attenuation limit keeps; the pictures end there")
+        remarks.append("the pictures end at 8 kHz")
     remarks = [*reader.warnings, *remarks, *writer.warnings]
-    return Comparison(before, after, encoding.sample_rate, target, remarks)
+    return Comparison(_joined(before), _joined(after), encoding.sample_rate, target, remarks)
+
+
+def _joined(blocks: list[np.ndarray]) -> np.ndarray:
+    return np.nan_to_num(np.concatenate(blocks), posinf=0.0, neginf=0.0)
 
 
 def judge(comparison: Comparison, source: Path, clean: Path) -> None:

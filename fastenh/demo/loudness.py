@@ -36,8 +36,8 @@ def loudness(samples: np.ndarray, rate: int) -> float | None:
 
 def equally_loud(before: np.ndarray, after: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, float]:
     """Both as loud as ``before``, or softer where one would clip; and the dB that ``after`` was turned up by."""
-    levels = loudness(before, rate), loudness(after, rate)
-    gain = 0.0 if None in levels else float(np.clip(levels[0] - levels[1], -MOST, MOST))
+    wanted, found = loudness(before, rate), loudness(after, rate)
+    gain = 0.0 if wanted is None or found is None else float(np.clip(wanted - found, -MOST, MOST))
     after = after * np.float32(10.0 ** (gain / 20.0))
     peak = max(1.0, *(float(np.abs(x).max(initial=0.0)) for x in (before, after)))
     return before / np.float32(peak), after / np.float32(peak), gain

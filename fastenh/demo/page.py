@@ -8,7 +8,7 @@ import html
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -79,7 +79,7 @@ def build(folder: Path, samples: Path, limits: Limits) -> gr.Blocks:
                 status = gr.HTML(_said("Choose a recording or a sample, then Enhance."), elem_id="status")
         result = gr.HTML(elem_id="result")
         stopped = Stopped()
-        options = {"show_progress": "hidden", "api_visibility": "private"}
+        options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         def run(
             recording: str | None, clean: str | None, model: str, limit: float, request: gr.Request
@@ -153,7 +153,9 @@ def _steps(
     yield _said(printable(words)), _result(comparison)
 
 
-def _progress(steps: Any) -> Iterator[Any]:
+def _progress(
+    steps: Generator[tuple[float, float], None, Comparison],
+) -> Generator[tuple[Any, Any], None, Comparison]:
     """How far it is, in words; returns what the steps return."""
     while True:
         try:

@@ -37,8 +37,7 @@ def _image(
     """Values (T, F)."""
     figure, axis = _figure(title, seconds)
     extent = (0.0, seconds, 0.0, SAMPLE_RATE / 2000)
-    options = {"origin": "lower", "aspect": "auto", "extent": extent, "cmap": colours}
-    image = axis.imshow(values.T, vmin=limits[0], vmax=limits[1], **options)
+    image = axis.imshow(values.T, colours, aspect="auto", vmin=limits[0], vmax=limits[1], origin="lower", extent=extent)
     axis.set_ylabel("frequency (kHz)")
     figure.colorbar(image, ax=axis, label=unit)
     return _png(figure)
