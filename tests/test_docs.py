@@ -19,7 +19,7 @@ import soundfile
 
 pytest.importorskip("av")
 
-from media_files import make  # noqa: E402
+from media_files import make
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -22,7 +22,7 @@ _ESCAPED = "backslashreplace"  # a name may be no UTF-8
 
 def comparison_table(comparison: Comparison, title: str) -> Table:
     """Mean and 95 % interval of each metric, the difference to the noisy input below."""
-    table = Table(title=title, caption="mean [95 % interval]; second line: difference to noisy, share of files better")
+    table = Table(title=title, caption="mean [95 % interval]; second line: change from noisy (files improved)")
     table.add_column("system")
     for metric in comparison.metrics:
         table.add_column(LABELS[metric] + (" (dB)" if metric == "si_sdr" else ""), justify="right")
