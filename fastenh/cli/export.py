@@ -44,8 +44,8 @@ from fastenh.models.export import SUFFIX, ExportError, export, need, quantised
 def command(model: str, target: Path | None, int8: bool, folders: tuple[Path, Path] | None, jobs: int) -> None:
     """Write MODEL (a shipped one or a checkpoint) as an ONNX file that needs no PyTorch.
 
-    It takes a float32 "waveform" (batch, samples) of any length at 16 kHz and gives "enhanced", of the same shape. Level,
-    STFT and inverse are inside. fastenh enhance --model FILE.onnx uses it on any file.
+    It takes a float32 "waveform" (batch, samples) of any length at 16 kHz and gives "enhanced", of the same shape.
+    Level, STFT and inverse are inside. fastenh enhance --model FILE.onnx uses it on any file.
     """
     if target is None and folders is None:
         raise click.UsageError("say where to with -o FILE.onnx, or give --compare NOISY CLEAN")
