@@ -24,7 +24,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Raises ``RunError`` where there is none, or it is damaged."""
+    """Load the state of a run. Raises ``RunError`` where there is none, or it is damaged."""
     path = folder / STATE
     if not path.is_file():
         raise RunError(f"{folder}: nothing to resume, there is no {STATE}")
