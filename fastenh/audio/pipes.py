@@ -37,7 +37,7 @@ class Raw:
 
 
 class PipeReader:
-    """Reads from a pipe. ``frames`` is that of the header, 0 for unknown; ``warnings`` are complete when all is read."""
+    """Reads from a pipe. ``frames`` is the header's, 0 for unknown; ``warnings`` are complete when all is read."""
 
     def __init__(self, file: soundfile.SoundFile) -> None:
         self._file = file

@@ -34,7 +34,8 @@ class Sources:
 
 def open_sources(recipe: Recipe, device: torch.device = _CPU, share: Share | None = None) -> Sources:
     """Open the data. Raises ``RecipeError`` where the recipe names too little or too much, ``PairError`` and
-    ``AudioError`` where the files are not fit for training. Corpora that fit go to ``device``; ``share`` is its part of each batch."""
+    ``AudioError`` where the files are not fit for training. Corpora that fit go to ``device``; ``share`` is its part of
+    each batch."""
     data = recipe.data
     share = share or Share()
     parts = share.ranks * recipe.run.accumulate
