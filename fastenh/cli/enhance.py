@@ -241,7 +241,7 @@ def command(
         console.print(_words(summary, results))
     left = len(tasks) - files.done
     if left:
-        errors.print(f"stopped with {left} files left; the same command goes on")
+        errors.print(f"stopped with {left} files left; give the same command again to resume")
     if summary.failed or left:
         raise SystemExit(1)
 

@@ -111,7 +111,7 @@ def _rows(result: Path | None, systems: list[str], settings: dict[str, Any], err
     same["checkpoints"] = _stamps([Path(system) for system in systems])
     rows = Rows(result.with_name(result.name + PART), same)
     if len(rows):
-        errors.print(f"going on: {len(rows)} of {settings['pairs']} pairs are done")
+        errors.print(f"resuming: {len(rows)} of {settings['pairs']} pairs are done")
     return rows
 
 
@@ -131,7 +131,7 @@ def _stopped_in_words(errors: Terminal, result: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("stopped" + ("; the same command goes on" if result else "; with --out, it could go on"))
+        errors.print("stopped" + ("; give the same command again to resume" if result else "; with --out, it could be resumed"))
         raise SystemExit(1) from None
 
 
