@@ -131,7 +131,8 @@ def _stopped_in_words(errors: Terminal, result: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("stopped" + ("; give the same command again to resume" if result else "; with --out, it could be resumed"))
+        how = "give the same command again to resume" if result else "with --out, it could be resumed"
+        errors.print(f"stopped; {how}")
         raise SystemExit(1) from None
 
 
