@@ -58,7 +58,7 @@ def _players() -> str:
     for path in SAMPLES:
         sources = f"noisy/{path.name}", f"enhanced/{path.stem}.flac", f"clean/{path.name}"
         players = (
-            f'<audio controls preload="none" style="width: 9rem" src="listen/{source}"></audio>' for source in sources
+            f'<audio controls preload="none" style="width: 7.5rem" src="listen/{source}"></audio>' for source in sources
         )
         rows.append(f"| {path.stem.replace('-', ', ')} | {' | '.join(players)} |")
     return "\n".join(rows)
