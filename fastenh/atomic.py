@@ -29,7 +29,7 @@ _PREFIX, _LOCKED_PREFIX = ".fastenh-new-", ".fastenh-part-"
 
 @contextmanager
 def replacing(path: Path, mode: int | None = None, prefix: str = _PREFIX) -> Iterator[Path]:
-    """A temporary file to write to, or to replace, which becomes ``path`` when the context ends without an error.
+    """Yield a temporary file to write to or to replace, which becomes ``path`` when the context ends without an error.
 
     Its name begins with ``prefix`` and has the suffix of ``path``, whose folder must exist. mode: the permissions of
     the file; unless given, those that the umask leaves, as for any new file. Raises ``OSError``.
@@ -50,7 +50,7 @@ def replacing(path: Path, mode: int | None = None, prefix: str = _PREFIX) -> Ite
 
 @contextmanager
 def replacing_locked(path: Path) -> Iterator[Path]:
-    """As ``replacing``, in a folder that ``remove_abandoned`` may be called for meanwhile.
+    """Do as ``replacing``, in a folder that ``remove_abandoned`` may be called for meanwhile.
 
     The lock is on the temporary file, which therefore must be written to and not be replaced (safetensors does that).
     """

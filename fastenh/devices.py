@@ -10,11 +10,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class DeviceError(UsageError, ValueError):
-    """A device or a number format that is not to be had here."""
+    """A device or a number format that is not available here."""
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """``auto`` is CUDA where there is one, else MPS (an Apple GPU, on which nothing has been tried yet), else the CPU.
+    """Pick a device: "auto" is CUDA, else MPS (an Apple GPU, on which nothing has been tried yet), else the CPU.
 
     Raises ``DeviceError`` for a device that is not here.
     """
@@ -31,7 +31,7 @@ def pick_device(device: str | torch.device) -> torch.device:
 
 
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """A dtype to compute in, by name: ``auto`` is bfloat16 where the device has instructions for it, float32 elsewhere.
+    """Pick a dtype to compute in: "auto" is bfloat16 where the device has instructions for it, float32 elsewhere.
 
     Raises ``DeviceError`` for another name.
     """

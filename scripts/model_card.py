@@ -38,14 +38,14 @@ configuration, recipe and hash ({sha256}).
 
 ## Results
 
-`fastenh evaluate`, float32, {threads} threads: mean and 95 % interval over files, difference to noisy, share of files
-that got better.
+`fastenh evaluate`, float32, {threads} threads: mean and 95 % interval over files, change from noisy (files
+improved).
 
 {results}
 
 ## Limits
 
-It hears 16 kHz and takes what lies above 8 kHz out with the noise. Competing voices and reverberation stay. It knows
+It works at 16 kHz; the band above 8 kHz follows it by a single gain. Competing voices and reverberation stay. It knows
 the languages, rooms and noises of the data above: judge by ear before using it where words matter; do not use it for
 evidence.
 """

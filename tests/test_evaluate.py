@@ -135,13 +135,13 @@ def test_a_comparison_that_was_stopped_goes_on(pairs, tiny_checkpoint, monkeypat
         return load_pair(pair, rate)
 
     monkeypatch.setattr(comparison, "load_pair", load)
-    assert "stopped; the same command goes on" in call(*command, "--out", out, code=1)
+    assert "stopped; give the same command again to resume" in call(*command, "--out", out, code=1)
     assert not out.exists()
     assert len(part.read_text().splitlines()) == 1 + 2
     part.write_text(part.read_text() + '{"pair": "2", "val')  # cut short while writing
     (pairs / "clean" / "1.wav").touch()
     stop.clear()
-    assert "going on: 2 of 3 pairs are done" in call(*command, "--out", out)
+    assert "resuming: 2 of 3 pairs are done" in call(*command, "--out", out)
     assert loaded == ["0", "1", "1", "2"]
     assert not part.exists()
     for name, system in json.loads(whole.read_text())["systems"].items():

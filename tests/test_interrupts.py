@@ -81,7 +81,7 @@ def test_one_signal_stops_with_the_window_at_hand(start, tmp_path, number):
     _, said = job.communicate(timeout=30)
     assert time.monotonic() - began < 2.5
     assert job.returncode == 1
-    assert "files left; the same command goes on" in said
+    assert "files left; give the same command again to resume" in said
     assert "Traceback" not in said
     assert not any(name.startswith(".") for name in left(out))
     done = len(left(out))

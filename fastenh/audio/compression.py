@@ -22,7 +22,7 @@ _HIGHEST_LEVEL = 0.99  # LAME refuses 1
 
 
 class Sound(Protocol):
-    """What is needed of ``files.Encoding``."""
+    """The part of ``files.Encoding`` that is needed here."""
 
     @property
     def sample_rate(self) -> int: ...
@@ -35,7 +35,7 @@ class Sound(Protocol):
 
 
 def bit_rate(path: Path, file: soundfile.SoundFile, tag_bytes: int) -> int:
-    """Bit/s: the mean of an MP3 or Opus file without its tags, the nominal one of a Vorbis file; else 0."""
+    """Return bit/s: the mean of an MP3 or Opus file without its tags, the nominal one of a Vorbis file; else 0."""
     if file.subtype == "VORBIS":
         with path.open("rb") as content:
             return _nominal(content.read(256))
@@ -45,7 +45,7 @@ def bit_rate(path: Path, file: soundfile.SoundFile, tag_bytes: int) -> int:
 
 
 def options(sound: Sound, container: str, subtype: str) -> dict[str, Any]:
-    """For ``soundfile.SoundFile``; nothing where the rate is not known, or the format has none."""
+    """Options for ``soundfile.SoundFile``; none where the rate is not known, or the format has none."""
     if not sound.bit_rate:
         return {}
     if subtype == "VORBIS":

@@ -114,7 +114,7 @@ class Reader:
 
 @contextmanager
 def reading(path: Path, track: int | None = None) -> Iterator[Reader | TrackReader]:
-    """track: of a container with several sound tracks, the first one unless given. Raises ``AudioError``."""
+    """Open a file; ``track`` picks one of several sound tracks, else the first is taken. Raises ``AudioError``."""
     if path.suffix.lower() in MEDIA_SUFFIXES:
         from fastenh.audio import media  # which needs what is defined here
 
@@ -134,7 +134,7 @@ def reading(path: Path, track: int | None = None) -> Iterator[Reader | TrackRead
 
 
 def read(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarray, Encoding]:
-    """(samples float32 (C, L), encoding); ``warnings`` gets those of the file. Raises ``AudioError``."""
+    """Return (samples float32 (C, L), encoding); ``warnings`` gets those of the file. Raises ``AudioError``."""
     with reading(path) as reader:
         empty = np.zeros((reader.encoding.channels, 0), np.float32)
         samples = np.concatenate([empty, *reader.blocks()], axis=1)
@@ -144,13 +144,13 @@ def read(path: Path, warnings: list[str] | None = None) -> tuple[np.ndarray, Enc
 
 
 def read_mono(path: Path, sample_rate: int, warnings: list[str] | None = None) -> np.ndarray:
-    """float32 (L,) at ``sample_rate``: the mean of the channels. Otherwise as ``read``."""
+    """Return float32 (L,) at ``sample_rate``, the mean of the channels. Otherwise as ``read``."""
     samples, encoding = read(path, warnings)
     return resample(samples.mean(axis=0, keepdims=True), encoding.sample_rate, sample_rate)[0]
 
 
 def count_frames(path: Path) -> int:
-    """Frames by the header. Raises ``AudioError``."""
+    """Return the frames that the header names. Raises ``AudioError``."""
     if path.suffix.lower() in MEDIA_SUFFIXES:
         with reading(path) as reader:
             return reader.frames
@@ -200,7 +200,7 @@ class Writer:
             self.warnings.append("more than 4 GB: written as RF64, which WAV readers of today take")
 
     def write(self, samples: np.ndarray) -> None:
-        """(C, n). Raises ``AudioError``."""
+        """Write samples (C, n). Raises ``AudioError``."""
         if self._clips:
             self._clipped += int(np.count_nonzero(np.abs(samples) > 1.0))
         self.frames += samples.shape[1]
@@ -219,7 +219,7 @@ class Writer:
 
 @contextmanager
 def writing(path: Path, encoding: Encoding, frames: int = 0) -> Iterator[Writer]:
-    """A file that takes its name when the context ends well: a sample format that cannot be is replaced.
+    """Open a file that takes its name when the context ends well: a sample format that cannot be is replaced.
 
     frames: how many are expected, so that a WAV of more than 4 GB becomes RF64. Raises ``AudioError`` where the
     container cannot hold it, or the disk.

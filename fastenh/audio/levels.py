@@ -8,7 +8,7 @@ _FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}
 
 
 def to_float(samples: np.ndarray) -> np.ndarray:
-    """float32 of the same shape, from floating-point samples, int16 or int32. Raises ``ValueError`` for others."""
+    """Return float32 of the same shape, from floating-point samples, int16 or int32. Else raises ``ValueError``."""
     if samples.dtype in _FULL_SCALE:
         return samples.astype(np.float32) / np.float32(_FULL_SCALE[samples.dtype])
     if not np.issubdtype(samples.dtype, np.floating):
@@ -18,7 +18,7 @@ def to_float(samples: np.ndarray) -> np.ndarray:
 
 
 def from_float(samples: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """float32 samples as ``dtype``, one that ``to_float`` takes: integers rounded, and clipped at full scale."""
+    """Return float32 samples as ``dtype``, one that ``to_float`` takes: integers rounded, and clipped at full scale."""
     if dtype not in _FULL_SCALE:
         return samples.astype(dtype, copy=False)
     scale = _FULL_SCALE[dtype]

@@ -18,13 +18,13 @@ MEDIA_SUFFIXES = frozenset(f".{name}" for name in _MEDIA.split())  # by PyAV, th
 UNREAD_SUFFIXES = frozenset(f".{name}" for name in _UNREAD.split())  # sound, too, that nothing here reads
 UNREAD_ADVICE = "nothing here reads them yet; ffmpeg -i NAME.avi NAME.flac converts one"
 MEDIA_ADVICE = "needs the extra: pip install -c constraints.txt -e '.[media]'"
-SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds such a file is passed over
+SKIP_MARKER = ".nomedia"  # the media scanners' convention: a folder that holds such a file is skipped
 
 
 def list_audio(
     folder: Path, on_error: Callable[[OSError], None] | None = None, passed: Counter[str] | None = None
 ) -> list[Path]:
-    """The sound files below a folder, sorted; hidden files and folders, and those with a ``.nomedia``, left out.
+    """List the sound files below a folder, sorted; hidden files and folders, and those with a ``.nomedia``, left out.
 
     Links to folders are not followed; ``on_error`` is told of folders that cannot be looked into, and ``passed`` counts
     by ending (".m4a") the files that hold sound and are passed over, since nothing here reads them.

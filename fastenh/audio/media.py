@@ -50,7 +50,7 @@ class TrackReader:
         self._end: Fraction | None = None  # where the last packet says that the sound ends
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """float32 (C, n). Raises ``AudioError`` where nothing can be read."""
+        """Yield float32 (C, n). Raises ``AudioError`` where nothing can be read."""
         held: np.ndarray | None = None
         for block in self._placed():
             if held is not None:
@@ -122,7 +122,7 @@ class TrackReader:
 
 @contextmanager
 def reading(path: Path, track: int | None = None) -> Iterator[TrackReader]:
-    """Sound track number ``track``, the first one unless given. Raises ``AudioError``."""
+    """Open sound track number ``track``, the first one unless given. Raises ``AudioError``."""
     with opened(path) as container:
         ((stream, label),) = tracks(path, container, track or 1)
         reader = TrackReader(path, stream, label)
@@ -145,7 +145,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def tracks(path: Path, container: Any, track: int | None) -> list[tuple[Any, str]]:
-    """(stream, label) of all sound tracks, or of one."""
+    """Return (stream, label) of all sound tracks, or of one."""
     sounds = [(stream, f"sound track {n}") for n, stream in enumerate(container.streams.audio, 1)]
     sounds = [(stream, label) for stream, label in sounds if stream.codec_context is not None]
     if not sounds:
@@ -177,7 +177,7 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What PyAV raises: errors of FFmpeg, and those of Python that stand for some of them."""
+    """Name what PyAV raises: errors of FFmpeg, and those of Python that stand for some of them."""
     import av
 
     return (av.FFmpegError, OSError, ValueError, TypeError)

@@ -19,7 +19,7 @@ _CHUNK = struct.Struct(">4sq")  # of a CAF: kind and size
 
 
 def opened(path: Path) -> soundfile.SoundFile:
-    """As ``soundfile.SoundFile``, but that a CAF is read as far as it goes, also without the rest of its sound.
+    """Open like ``soundfile.SoundFile``, but read a CAF as far as it goes, also without the rest of its sound.
 
     Raises ``OSError``, ``soundfile.LibsndfileError``, and ``ValueError`` with the reason where it is known.
     """

@@ -37,7 +37,7 @@ class Raw:
 
 
 class PipeReader:
-    """``frames`` is what the header says, 0 for unknown; ``warnings`` are complete when all is read."""
+    """Reads from a pipe. ``frames`` is the header's, 0 for unknown; ``warnings`` are complete when all is read."""
 
     def __init__(self, file: soundfile.SoundFile) -> None:
         self._file = file
@@ -47,7 +47,7 @@ class PipeReader:
         self.warnings: list[str] = []
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """float32 (C, n), a tenth of a second at a time. Raises ``AudioError``."""
+        """Yield float32 (C, n), a tenth of a second at a time. Raises ``AudioError``."""
         size, count = max(1, round(_SECONDS * self.encoding.sample_rate)), 0
         buffer = np.empty((size, self.encoding.channels), np.float32)
         while True:
@@ -65,7 +65,7 @@ class PipeReader:
 
 @contextmanager
 def reading(handle: int, raw: Raw | None = None) -> Iterator[PipeReader]:
-    """``handle``: a file descriptor, which stays open. Raises ``AudioError``."""
+    """Open the file descriptor ``handle``, which stays open. Raises ``AudioError``."""
     options = {}
     if raw is not None:
         subtype = RAW_FORMATS[raw.kind]
@@ -101,7 +101,7 @@ class PipeWriter:
             )
 
     def write(self, samples: np.ndarray) -> None:
-        """(C, n). Raises ``AudioError``."""
+        """Write samples (C, n). Raises ``AudioError``."""
         self._clipped += int(np.count_nonzero(np.abs(samples) > 1.0)) if self._clips else 0
         with _writable():
             self._file.write(samples.T)
@@ -114,7 +114,7 @@ class PipeWriter:
 
 
 def header(encoding: Encoding, frames: int = 0) -> bytes:
-    """Of a WAV of so many frames, or, with 0, of one that ends when it ends."""
+    """Make the header of a WAV of so many frames, or, with 0, of one of unknown length."""
     width = WIDTHS[encoding.subtype]
     frame, code = width * encoding.channels, _WAV_CODES[encoding.subtype]
     size = frames * frame if 0 < frames * frame < _UNKNOWN - 36 else _UNKNOWN

@@ -48,7 +48,7 @@ def rewrite(
     bit_rate: int | None = None,
     sound_alone: bool = False,
 ) -> list[str]:
-    """A copy of ``source`` with the sound that ``clean`` makes of each sound track, or of number ``track`` alone.
+    """Copy ``source`` with the sound that ``clean`` makes of each sound track, or only of number ``track``.
 
     bit_rate: in bit/s; that of the track unless given. sound_alone: other streams stay empty, for a rehearsal. Returns
     warnings; raises ``AudioError``. One pass: each track is read by a file handle of its own, and the packets of all
@@ -90,7 +90,7 @@ class _Sink:
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raises the first ``OSError``."""
+        """Raise the first ``OSError``."""
         if self._error:
             raise self._error
 

@@ -24,7 +24,7 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def extract(path: Path, container: str) -> Blocks:
-    """The tags of a file of libsndfile's ``container``; nothing where there are none, or the file is damaged."""
+    """Read the tags of a file of libsndfile's ``container``; nothing where there are none, or the file is damaged."""
     if container not in _KINDS:
         return ()
     try:
@@ -35,7 +35,7 @@ def extract(path: Path, container: str) -> Blocks:
 
 
 def insert(path: Path, container: str, blocks: Blocks) -> None:
-    """Put them into a file without tags. Raises ``OSError``."""
+    """Put the tags into a file that has none. Raises ``OSError``."""
     with path.open("r+b") as file:
         _KINDS[container][1](file, blocks)
 

@@ -11,14 +11,14 @@ from fastenh import __version__
 _COMMANDS = {
     "enhance": "Take the noise out of files and folders.",
     "demo": "Hear and see it in the browser.",
-    "evaluate": "PESQ, STOI and SI-SDR against clean references.",
+    "evaluate": "Measure PESQ, STOI and SI-SDR against clean references.",
     "train": "Train a model on your own data.",
     "data": "Unpack archives of recordings; pack recordings into one file.",
     "profile": "Show where the time of a training step goes.",
     "checkpoint": "Describe, convert and average checkpoints.",
     "export": "Write a model as an ONNX file, which needs no PyTorch.",
     "plot": "Draw spectrograms, gains, attention, runs and results.",
-    "models": "List the models: size, cost, what they are.",
+    "models": "List the models with their size and cost.",
     "info": "Show versions, devices and the backend that will run.",
 }
 
@@ -40,4 +40,4 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fastenh")
 def main() -> None:
-    """Takes noise out of recorded speech, fast."""
+    """Take noise out of recorded speech, fast."""

@@ -18,8 +18,15 @@ from fastenh.models.frontend import SpectralModel
 from fastenh.models.registry import build, count_parameters, entry, make_config
 from fastenh.train.recipe import RecipeError, make_recipe, parse_setting
 
-_output = click.option("-o", "--output", "target", required=True, type=click.Path(path_type=Path, dir_okay=False))
-_half = click.option("--half", is_flag=True, help="Store in fp16, as a release.")
+_output = click.option(
+    "-o",
+    "--output",
+    "target",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The checkpoint to write.",
+)
+_half = click.option("--half", is_flag=True, help="Store the weights in fp16, as released ones are.")
 
 
 @click.group("checkpoint")
@@ -55,14 +62,16 @@ def _describe(file: str) -> dict[str, Any]:
 @command.command("convert")
 @click.argument("source")
 @_output
-@click.option("--model", "name", help="Which model it is; else the shapes decide.")
-@click.option("--set", "settings", multiple=True, metavar="key=value", help="Change a key of the configuration.")
+@click.option("--model", "name", help="Name of the model; without it, the shapes decide.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="key=value", help="Change a key of the configuration; may be repeated."
+)
 @_half
 def convert(source: str, target: Path, name: str | None, settings: tuple[str, ...], half: bool) -> None:
-    """Write SOURCE, of whatever form, as a checkpoint of fastenh.
+    """Write SOURCE, whatever its form, as a checkpoint of fastenh.
 
     Pickled state dicts are matched by role, shape and order; judge the result with fastenh evaluate. --set changes
-    what does not change the weights, such as reconstruction=griffin_lim.
+    settings that leave the weights as they are, such as reconstruction=griffin_lim.
     """
     with one_line():
         name, config, model, training = _load(source, name, settings)

@@ -16,15 +16,21 @@ from fastenh.models.frontend import SAMPLE_RATE
 
 @click.group("data")
 def command() -> None:
-    """Make data ready for training."""
+    """Prepare data for training."""
 
 
 @command.command("prepare")
 @click.argument("archives", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Where they go.")
-@click.option("--max-gb", default=200.0, show_default=True, type=click.FloatRange(min=0), help="For each archive.")
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder to unpack to.")
+@click.option(
+    "--max-gb",
+    default=200.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Largest unpacked size of each archive.",
+)
 def prepare(archives: tuple[Path, ...], folder: Path, max_gb: float) -> None:
-    """Unpack the sound files of ARCHIVES (.zip, .tar, .tar.gz ..., .7z), each to a folder of its name.
+    """Unpack the sound files of ARCHIVES (.zip, .tar, .tar.gz ..., .7z), each into a folder of its own name.
 
     An archive that is damaged or unsafe (paths that lead outside, links, devices) leaves nothing behind.
     """
@@ -39,11 +45,13 @@ def prepare(archives: tuple[Path, ...], folder: Path, max_gb: float) -> None:
 
 @command.command("pack")
 @click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("-o", "--output", "path", required=True, type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "-o", "--output", "path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The pack."
+)
 def pack(sources: tuple[Path, ...], path: Path) -> None:
     """Pack the recordings of SOURCES (folders, or packs) as 16 kHz mono, 16 bit, into one file.
 
-    It stands for the folder in fastenh train: --clean, --noise and --rir take it, and it is ready at once.
+    In fastenh train, --clean, --noise and --rir take it in place of the folders, and it opens at once.
     """
     if path.suffix != PACK_SUFFIX:
         raise click.UsageError(f"-o: a pack ends in {PACK_SUFFIX}, unlike {path.name}")

@@ -71,16 +71,22 @@ class _BatchSize(click.IntRange):
 
 @click.command("enhance")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder (or, for one file, file) to write to.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write to; for a single input file, also a file."
+)
 @click.option(
     "--model",
     default=DEFAULT,
     show_default=True,
-    help="A shipped model, a checkpoint, or an export (.onnx).",
+    help="A shipped model, a checkpoint or an exported model (.onnx).",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 ...")
+@click.option("--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda, cuda:1 ...")
 @click.option(
-    "--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"])
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Number format to compute in.",
 )
 @click.option(
     "--backend",
@@ -88,42 +94,66 @@ class _BatchSize(click.IntRange):
     default="auto",
     show_default=True,
     type=click.Choice(backend.BACKENDS),
-    help="Implementation of the operations.",
+    help="Which implementation of the operations to use.",
 )
-@click.option("--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this.")
+@click.option(
+    "--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this many decibels."
+)
 @click.option(
     "--bandwidth",
     default="full",
     show_default=True,
     type=click.Choice(BANDWIDTHS),
-    help="Of recordings above 16 kHz: keep what is above 8 kHz where there is speech, or remove it.",
+    help="For recordings above 16 kHz: keep what is above 8 kHz where there is speech, or remove it.",
 )
-@click.option("--suffix", default="", help="Text put behind the name of each output, before its ending.")
-@click.option("--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs; that of the input.")
-@click.option("--track", type=click.IntRange(1), help="Of several sound tracks, clean this one alone.  [default: all]")
-@click.option("--bitrate", type=_BitRate(), help="Of compressed sound, as 128k.  [default: that of the input]")
+@click.option("--suffix", default="", help="Text to add to the name of each output, before its extension.")
+@click.option(
+    "--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs.  [default: that of the input]"
+)
+@click.option("--track", type=click.IntRange(1), help="Clean only this one of several sound tracks.  [default: all]")
+@click.option(
+    "--bitrate", type=_BitRate(), help="Bit rate of compressed outputs, such as 128k.  [default: that of the input]"
+)
 @click.option(
     "--raw",
     nargs=3,
     type=(click.IntRange(*RATES), click.IntRange(1, MAX_CHANNELS), click.Choice(list(RAW_FORMATS))),
     metavar="RATE CHANNELS FORMAT",
-    help=f"For '- -o -': samples without a header, of {', '.join(RAW_FORMATS)}.",
+    help=f"For '- -o -': read and write samples without a header. FORMAT is one of {', '.join(RAW_FORMATS)}.",
 )
-@click.option("--shard", type=_Shard(), help="Do part i of n alone: the files are dealt out one by one.")
-@click.option("--overwrite", is_flag=True, help="Replace outputs that exist; else they are skipped.")
-@click.option("--dry-run", is_flag=True, help="Say what would happen to each file, and write nothing.")
+@click.option("--shard", type=_Shard(), help="Do only part i of n; the files are dealt out one by one.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist instead of skipping them.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen to each file, but write nothing.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write about each file: JSON, or pictures (.html).",
+    help="Write a report on each file: JSON, or a page with pictures (.html).",
 )
-@click.option("--jobs", type=click.IntRange(1), help="Files read and written at a time.  [default: threads + 1]")
-@click.option("--threads", type=click.IntRange(1), help="Threads of the model on the CPU.  [default: the cores]")
-@click.option("--batch-size", type=_BatchSize(1), default="auto", show_default=True, help="Windows in a call.")
-@click.option("--span-seconds", type=float, default=SPAN_SECONDS, show_default=True, help="Kept of each window.")
-@click.option("--context-seconds", type=float, default=CONTEXT_SECONDS, show_default=True, help="Heard on both sides.")
-@click.option("-q", "--quiet", is_flag=True, help="Errors alone.")
-@click.option("-v", "--verbose", is_flag=True, help="A line for each file.")
+@click.option("--jobs", type=click.IntRange(1), help="Number of files to process at a time.  [default: threads + 1]")
+@click.option("--threads", type=click.IntRange(1), help="Number of model threads on the CPU.  [default: one per core]")
+@click.option(
+    "--batch-size",
+    type=_BatchSize(1),
+    default="auto",
+    show_default=True,
+    help="Number of windows per call of the model.",
+)
+@click.option(
+    "--span-seconds",
+    type=float,
+    default=SPAN_SECONDS,
+    show_default=True,
+    help="Part of each window that is kept, in seconds.",
+)
+@click.option(
+    "--context-seconds",
+    type=float,
+    default=CONTEXT_SECONDS,
+    show_default=True,
+    help="Context on each side, in seconds.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Print one line per file.")
 def command(
     inputs: tuple[Path, ...],
     output: Path | None,
@@ -150,13 +180,14 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Take the noise out of files and folders (searched to the bottom; a folder with a .nomedia file is left out).
+    """Take the noise out of files and folders.
 
-    Without -o, FOLDER becomes FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length,
-    container and sample format stay as they are. Several processes with one output folder share its files. Ctrl-C stops
-    with the window at hand, a second one at once; the same command goes on. Exit code 1 if a file failed or the job was
-    stopped, 2 for wrong usage. "fastenh enhance - -o -" goes from standard input to standard output: WAV, or with --raw
-    samples without a header, as they come.
+    Folders are searched with all folders below them; those with a .nomedia file are skipped. Without -o, FOLDER becomes
+    FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length, container and sample format stay as
+    they are. Several processes with one output folder share its files. Ctrl-C stops after the current window, a second
+    Ctrl-C at once; give the same command again to resume. The exit code is 1 if a file failed or the job was stopped,
+    and 2 for wrong usage. "fastenh enhance - -o -" reads standard input and writes standard output as the sound comes
+    in: WAV, or samples without a header with --raw.
     """
     console, errors = Terminal(quiet=quiet), Terminal()
     keep_freed_memory()
@@ -212,7 +243,7 @@ def command(
         console.print(_words(summary, results))
     left = len(tasks) - files.done
     if left:
-        errors.print(f"stopped with {left} files left; the same command goes on")
+        errors.print(f"stopped with {left} files left; give the same command again to resume")
     if summary.failed or left:
         raise SystemExit(1)
 

@@ -15,7 +15,7 @@ from fastenh_kernels import BackendError
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Exit code 2 for what the command line or a recipe got wrong, 1 for what files and devices did."""
+    """Turn errors into exit codes: 2 for a wrong command line or recipe, 1 for what files and devices did."""
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # addressed to programmers
     try:
         yield

@@ -32,13 +32,25 @@ PART = ".part"  # behind the name of the results: what is known so far
 @click.command("evaluate")
 @click.argument("noisy", type=click.Path(path_type=Path))
 @click.argument("clean", type=click.Path(path_type=Path))
-@click.option("--model", "models", multiple=True, help="A shipped model, checkpoint or export; may be repeated.")
-@click.option("--enhanced", type=click.Path(path_type=Path), help="Folder of enhanced files, by any program.")
+@click.option(
+    "--model", "models", multiple=True, help="A shipped model, a checkpoint or an exported model; may be repeated."
+)
+@click.option("--enhanced", type=click.Path(path_type=Path), help="Folder of files that any program enhanced.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the results as JSON.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write a line per file.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
-@click.option("--dtype", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16"]))
-@click.option("--jobs", default=0, type=click.IntRange(min=0), help="Processes for the metrics; 0: one a core.")
+@click.option(
+    "--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write a CSV with one line per file."
+)
+@click.option("--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda ...")
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    help="Number format to compute in.",
+)
+@click.option(
+    "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
+)
 def command(
     noisy: Path,
     clean: Path,
@@ -52,8 +64,9 @@ def command(
 ) -> None:
     """Judge the files of NOISY, and what models make of them, against the references in CLEAN (matched by name).
 
-    PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and differences to noisy.
-    With --out (or --csv), what is done is kept beside it while it runs: the same command goes on where it was stopped.
+    Prints PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and the change from
+    the noisy files. With --out or --csv, finished pairs are kept beside the results, and the same command resumes where
+    it was stopped.
     """
     console, errors = Console(highlight=False, soft_wrap=False), Terminal()
     with one_line():
@@ -99,7 +112,7 @@ def _rows(result: Path | None, systems: list[str], settings: dict[str, Any], err
     same["checkpoints"] = _stamps([Path(system) for system in systems])
     rows = Rows(result.with_name(result.name + PART), same)
     if len(rows):
-        errors.print(f"going on: {len(rows)} of {settings['pairs']} pairs are done")
+        errors.print(f"resuming: {len(rows)} of {settings['pairs']} pairs are done")
     return rows
 
 
@@ -120,7 +133,8 @@ def _stopped_in_words(errors: Terminal, result: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        errors.print("stopped" + ("; the same command goes on" if result else "; with --out, it could go on"))
+        how = "give the same command again to resume" if result else "with --out, it could be resumed"
+        errors.print(f"stopped; {how}")
         raise SystemExit(1) from None
 
 

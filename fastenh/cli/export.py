@@ -26,8 +26,10 @@ from fastenh.models.export import SUFFIX, ExportError, export, need, quantised
 
 @click.command("export")
 @click.argument("model")
-@click.option("-o", "--output", "target", type=click.Path(path_type=Path, dir_okay=False), help="The .onnx file.")
-@click.option("--int8", is_flag=True, help="8-bit matrix products: a smaller file, and faster.")
+@click.option(
+    "-o", "--output", "target", type=click.Path(path_type=Path, dir_okay=False), help="The .onnx file to write."
+)
+@click.option("--int8", is_flag=True, help="Use 8-bit matrix products, which make the file smaller and faster.")
 @click.option(
     "--compare",
     "folders",
@@ -36,12 +38,14 @@ from fastenh.models.export import SUFFIX, ExportError, export, need, quantised
     metavar="NOISY CLEAN",
     help="Judge the model on these pairs in PyTorch and in onnxruntime, and print a table.",
 )
-@click.option("--jobs", default=0, type=click.IntRange(min=0), help="Processes for the metrics; 0: one a core.")
+@click.option(
+    "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
+)
 def command(model: str, target: Path | None, int8: bool, folders: tuple[Path, Path] | None, jobs: int) -> None:
     """Write MODEL (a shipped one or a checkpoint) as an ONNX file that needs no PyTorch.
 
-    It takes a float32 "waveform" (batch, samples) at 16 kHz, of any length, and gives "enhanced", of the same shape;
-    the level, the STFT and its inverse are inside. fastenh enhance --model FILE.onnx uses it on any file.
+    It takes a float32 "waveform" (batch, samples) of any length at 16 kHz and gives "enhanced", of the same shape.
+    Level, STFT and inverse are inside. fastenh enhance --model FILE.onnx uses it on any file.
     """
     if target is None and folders is None:
         raise click.UsageError("say where to with -o FILE.onnx, or give --compare NOISY CLEAN")

@@ -12,7 +12,7 @@ from fastenh.models.registry import MODELS, build, count_parameters, operations_
 
 @click.command("models")
 def command() -> None:
-    """List the models: name, parameters, operations for a second of audio (counted), what they are."""
+    """List the models with their parameters and the operations that a second of audio takes (counted)."""
     shipped = checkpoint.shipped_models()
     table = Table(caption="GFLOP/s: floating-point operations for one second of audio, counted; a multiply-add is two")
     table.add_column("name")

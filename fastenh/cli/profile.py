@@ -22,16 +22,24 @@ from fastenh.train.sources import open_sources
 
 @click.command("profile")
 @click.argument("recipe_name", metavar="RECIPE")
-@click.option("--clean", multiple=True, help="As for fastenh train.")
-@click.option("--noise", multiple=True, help="As for fastenh train.")
-@click.option("--rir", multiple=True, help="As for fastenh train.")
-@click.option("--noisy", help="As for fastenh train.")
-@click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change a key of the recipe.")
-@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Steps to look at.")
-@click.option("-o", "--output", "trace", default="trace.json", show_default=True, type=click.Path(path_type=Path))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
+@click.option("--clean", multiple=True, help="The same as in fastenh train.")
+@click.option("--noise", multiple=True, help="The same as in fastenh train.")
+@click.option("--rir", multiple=True, help="The same as in fastenh train.")
+@click.option("--noisy", help="The same as in fastenh train.")
+@click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change a key of the recipe; may be repeated.")
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Number of steps to measure.")
+@click.option(
+    "-o",
+    "--output",
+    "trace",
+    default="trace.json",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The trace.",
+)
+@click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu, cuda ...")
 def command(recipe_name: str, settings: tuple[str, ...], steps: int, trace: Path, device: str, **data: Any) -> None:
-    """Train a few steps by RECIPE and show where their time goes; nothing is kept but the trace.
+    """Train a few steps by RECIPE and show where their time goes; only the trace is kept.
 
     The trace opens in a browser: chrome://tracing or ui.perfetto.dev.
     """

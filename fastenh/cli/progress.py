@@ -16,14 +16,14 @@ _SECONDS = {True: 0.2, False: 15.0}  # between two looks, on a terminal and else
 
 
 class Files:
-    """Counts files, for ``words``."""
+    """Count of files done, for ``words``."""
 
     def __init__(self, meter: Meter, total: int) -> None:
         self.meter, self.total, self.done = meter, total, 0
         self._began = time.monotonic()
 
     def words(self) -> str:
-        """Files, hours of audio, speed, time left."""
+        """Say files, hours of audio, speed and time left."""
         elapsed = max(time.monotonic() - self._began, 1e-3)
         audio, share = self.meter.audio_seconds, self.meter.bytes / max(self.meter.total_bytes, 1)
         left = _clock(elapsed / share - elapsed) if share > 0.001 else "?"
@@ -35,7 +35,7 @@ class Files:
 
 @contextmanager
 def progress(console: Console, meter: Meter, total: int, quiet: bool) -> Iterator[Files]:
-    """Shows it until the context ends; whoever enters it counts the files."""
+    """Show the progress until the context ends; whoever enters it counts the files."""
     files, ended = Files(meter, total), threading.Event()
     if quiet:
         yield files

@@ -24,25 +24,29 @@ from fastenh.train.state import claim
 
 @click.command("train", epilog=f"Shipped recipes: {', '.join(shipped_recipes())}.")
 @click.argument("recipe_name", metavar="RECIPE")
-@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="The run's folder.")
-@click.option("--clean", multiple=True, help="Folder of clean speech; may be given several times.")
-@click.option("--noise", multiple=True, help="Folder of noise to mix with the clean speech; several times.")
-@click.option("--rir", multiple=True, help="Folder of room responses; several times.")
-@click.option("--noisy", help="Folder of noisy recordings, partners of --clean by name (instead of --noise).")
-@click.option("--valid-noisy", help="Noisy recordings to validate on; without them, data is held out.")
-@click.option("--valid-clean", help="Their clean partners.")
-@click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change a key of the recipe.")
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--clean", multiple=True, help="Folder of clean speech; may be repeated.")
+@click.option("--noise", multiple=True, help="Folder of noise to mix with the clean speech; may be repeated.")
+@click.option("--rir", multiple=True, help="Folder of room impulse responses; may be repeated.")
+@click.option(
+    "--noisy", help="Folder of noisy recordings with the same names as those of --clean (instead of --noise)."
+)
+@click.option(
+    "--valid-noisy", help="Folder of noisy recordings to validate on; without it, some of the data is held out."
+)
+@click.option("--valid-clean", help="Folder of the clean partners of --valid-noisy.")
+@click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change a key of the recipe; may be repeated.")
+@click.option("--resume", is_flag=True, help="Resume the run in the folder.")
 @click.option(
     "--branch",
     "trunk",
     metavar="RUN",
     type=click.Path(path_type=Path),
-    help="Begin where RUN stands and let the learning rate fall to 0; RUN stays as it is.",
+    help="Start from the current state of RUN and let the learning rate fall to 0; RUN is not changed.",
 )
-@click.option("--max-minutes", type=click.FloatRange(min=0), help="Save and stop after this long.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda ...")
-@click.option("-q", "--quiet", is_flag=True, help="A line per epoch alone.")
+@click.option("--max-minutes", type=click.FloatRange(min=0), help="Save and stop after this many minutes.")
+@click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu, cuda ...")
+@click.option("-q", "--quiet", is_flag=True, help="One line per epoch.")
 def command(
     recipe_name: str,
     folder: Path,
@@ -54,7 +58,7 @@ def command(
     quiet: bool,
     **data: Any,
 ) -> None:
-    """Train by RECIPE, a shipped one or a TOML file; checkpoints and log.jsonl go to the run's folder.
+    """Train by RECIPE, a shipped one or a TOML file; checkpoints and log.jsonl are written to the folder of the run.
 
     The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors. On several devices:
     torchrun --nproc-per-node 2 -m fastenh train ... (the batches are the same on any number of them).

@@ -36,7 +36,7 @@ class Unpacked:
 
 
 def unpack(archive: Path, target: Path, max_bytes: int) -> Unpacked:
-    """The sound files of a .zip, .tar, .tar.* or .7z to ``target``/NAME, its folders kept; all of them or none.
+    """Unpack the sound files of a .zip, .tar, .tar.* or .7z to ``target``/NAME with their folders, or none at all.
 
     Raises ``ArchiveError``: for a member that would lie outside (absolute, "..", a drive), for links and devices, for
     more than ``max_bytes`` once unpacked, for a damaged archive, and where the folder is there already.

@@ -33,14 +33,14 @@ class Corpus:
 
     @classmethod
     def of(cls, recordings: Sequence[np.ndarray], sample_rate: int) -> Corpus:
-        """From int16 arrays."""
+        """Make a corpus from int16 arrays."""
         sizes = torch.tensor([recording.size for recording in recordings], dtype=torch.int64)
         samples = torch.from_numpy(np.concatenate(recordings, dtype=np.int16))
         return cls(samples, sizes, sizes.cumsum(0) - sizes, sample_rate)
 
     @classmethod
     def load(cls, sources: Sequence[Path], sample_rate: int, warnings: list[str] | None = None) -> Corpus:
-        """Folders are decoded; packed corpora are mapped, so that what is not touched stays on the disk.
+        """Load recordings: folders are decoded; packs are mapped, so that what is not touched stays on the disk.
 
         ``warnings`` names files that were cut, and those that cannot be read, which are left out. Raises
         ``AudioError`` where there are more than a few of these (``broken.py``), and where there is no recording.
@@ -69,7 +69,7 @@ class Corpus:
             save_file(tensors, temporary, metadata={"fastenh.corpus": json.dumps(header)})
 
     def to(self, device: torch.device) -> Corpus:
-        """The same on a device, where the whole of it has to fit."""
+        """Return the same corpus on a device, where the whole of it has to fit."""
         samples, sizes, starts = (tensor.to(device) for tensor in (self.samples, self.sizes, self.starts))
         return Corpus(samples, sizes, starts, self.sample_rate)
 
@@ -82,7 +82,7 @@ class Corpus:
         return self.samples.nbytes
 
     def split(self, every: int) -> tuple[Corpus, Corpus]:
-        """(the rest, every ``every``-th recording); a corpus too small to be split is on both sides."""
+        """Return (the rest, every ``every``-th recording); a corpus too small to be split is on both sides."""
         if len(self) < 2 * every:
             return self, self
         held_out = torch.arange(len(self), device=self.device) % every == 0
@@ -95,7 +95,7 @@ class Corpus:
         return self.sizes.numel()
 
     def recording(self, index: int) -> np.ndarray:
-        """int16 (L,)."""
+        """Return one recording, int16 (L,)."""
         start, size = int(self.starts[index]), int(self.sizes[index])
         return self.samples[start : start + size].cpu().numpy()
 

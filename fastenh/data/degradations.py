@@ -19,7 +19,7 @@ _CODEC_BAND = 16  # bins
 
 
 def respeed(draws: Draws, x: Tensor) -> Tensor:
-    """Pitch and tempo together, by 0.88-1.14; what runs out is followed by zeros. (B, L) -> (B, L).
+    """Change pitch and tempo together, by 0.88-1.14; what runs out is followed by zeros. (B, L) -> (B, L).
 
     Band-limited interpolation with a Hann-windowed sinc (Smith and Gossett 1984, "A flexible sampling-rate conversion
     method").
@@ -40,21 +40,21 @@ def respeed(draws: Draws, x: Tensor) -> Tensor:
 
 
 def equalise(draws: Draws, x: Tensor) -> Tensor:
-    """By a smooth random curve of +-8 dB over seven octaves."""
+    """Equalise by a smooth random curve of +-8 dB over seven octaves."""
     bins = torch.linspace(1, 128, x.shape[-1] // 2 + 1, device=x.device)
     curve = hat_functions(torch.log2(bins) / 7, torch.linspace(0, 1, 7, device=x.device))
     return apply_gains(x, from_db(draws.uniform(-8, 8, 7).float() @ curve))
 
 
 def low_pass(draws: Draws, x: Tensor, sample_rate: int) -> Tensor:
-    """(B, 2, L), both sides alike: an edge between 3 and 7 kHz, as of telephones and narrow codecs."""
+    """Low-pass (B, 2, L), both sides alike: an edge between 3 and 7 kHz, as of telephones and narrow codecs."""
     frequency = torch.fft.rfftfreq(x.shape[-1], 1 / sample_rate, device=x.device)
     edge = draws.uniform(3000, 7000, 1, 1).float()
     return apply_gains(x, torch.sigmoid((edge - frequency) / 60))
 
 
 def clip(draws: Draws, x: Tensor) -> Tensor:
-    """At 25 to 90 % of the peak."""
+    """Clip at 25 to 90 % of the peak."""
     ceiling = x.abs().amax(-1, keepdim=True) * draws.uniform(0.25, 0.9, 1).float()
     return x.clamp(-ceiling, ceiling)
 

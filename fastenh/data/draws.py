@@ -37,7 +37,7 @@ class Draws:
         return self._keys.device
 
     def uniform(self, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
-        """float64 (B, *shape) in [low, high)."""
+        """Return float64 (B, *shape) in [low, high)."""
         count = math.prod(shape)
         if len(self._spare) < count:
             self._spare = list(_uniform(self._stream(_UNIFORM), max(count, _BLOCK)).unbind(1))
@@ -45,15 +45,15 @@ class Draws:
         return low + (high - low) * torch.stack(taken, 1).reshape(-1, *shape)
 
     def integers(self, low: int, high: int | Tensor, *shape: int) -> Tensor:
-        """int64 (B, *shape), low <= n < high, where ``high`` may differ from row to row."""
+        """Return int64 (B, *shape), low <= n < high, where ``high`` may differ from row to row."""
         return (low + (high - low) * self.uniform(0.0, 1.0, *shape)).long()
 
     def chance(self, probability: float) -> Tensor:
-        """bool (B,)."""
+        """Return bool (B,), each true with the given probability."""
         return self.uniform() < probability
 
     def normal(self, length: int) -> Tensor:
-        """float32 (B, length), Gaussian: Box and Muller 1958."""
+        """Return float32 (B, length), Gaussian: Box and Muller 1958."""
         pairs = -(-length // 2)
         radius, angle = _uniform(self._stream(_NORMAL), 2 * pairs).split(pairs, dim=1)
         radius, angle = (-2 * torch.log1p(-radius)).sqrt().float(), (2 * math.pi * angle).float()

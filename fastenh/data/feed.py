@@ -32,7 +32,7 @@ class Share:
     ranks: int = 1
 
     def of(self, batch: Sequence[int] | range) -> Sequence[int] | range:
-        """Raises ``ValueError`` for a batch that cannot be shared out evenly."""
+        """Share out the work of a batch. Raises ``ValueError`` for a batch that cannot be shared out evenly."""
         size, rest = divmod(len(batch), self.ranks)
         if rest:
             raise ValueError(f"a batch of {len(batch)} cannot be shared out evenly to {self.ranks} devices")
@@ -44,7 +44,7 @@ class Feed(Protocol):
     device: torch.device  # on which batches are made
 
     def batch(self, step: int) -> Batch:
-        """Batch number ``step``, or this device's share of it."""
+        """Return batch number ``step``, or this device's share of it."""
 
 
 class MixFeed:

@@ -22,7 +22,7 @@ def frame_power(x: Tensor, stride: int = 1) -> Tensor:
 
 
 def rms(x: Tensor) -> Tensor:
-    """(..., L) -> (..., 1)."""
+    """Root mean square, (..., L) -> (..., 1)."""
     return x.square().mean(-1, keepdim=True).sqrt()
 
 
@@ -36,7 +36,7 @@ def apply_gains(x: Tensor, gains: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, response: Tensor) -> Tensor:
-    """(B, L) with (B, R), the first L samples."""
+    """Convolve (B, L) with (B, R); the first L samples."""
     size = fast_length(x.shape[-1] + response.shape[-1] - 1)
     return torch.fft.irfft(torch.fft.rfft(x, size) * torch.fft.rfft(response, size), size)[..., : x.shape[-1]]
 

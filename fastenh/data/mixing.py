@@ -54,7 +54,7 @@ class Mixer:
         self._noise_odds = _cumulative(noise.sizes.sqrt())  # long recordings more often, but not in proportion
 
     def pairs(self, examples: Sequence[int] | range) -> tuple[Tensor, Tensor]:
-        """(noisy, clean), each float32 (B, length): the pairs of these numbers."""
+        """Return (noisy, clean), each float32 (B, length): the pairs of these numbers."""
         config = self.config
         draws = Draws.of(self.seed, examples, self.speech.device)
         speech, clean = self._draw_speech(draws).unbind(1)

@@ -29,7 +29,7 @@ class Pair:
 
 
 def match_pairs(noisy: Path, clean: Path, warnings: list[str] | None = None) -> list[Pair]:
-    """The pairs of two folders (or two files): by path below the folder, else by file name without its ending.
+    """Match two folders (or two files) by path below the folder, else by file name without its ending.
 
     Nested folders are searched, so that an archive's own top folder does no harm.
     Raises ``PairError`` for a missing partner, for two files of one name, and for a pair that cannot be read or whose
@@ -108,7 +108,7 @@ def _differ_in_seconds(pair: Pair) -> bool:
 
 
 def load_pair(pair: Pair, sample_rate: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """(noisy (L,), clean (L,), warnings), mono at ``sample_rate``.
+    """Return (noisy (L,), clean (L,), warnings), mono at ``sample_rate``.
 
     Raises ``PairError`` where the lengths differ, or the clean side is found displaced by more than 10 ms.
     A smaller displacement is a warning.

@@ -32,14 +32,14 @@ class Blend:
         self._missing = 0  # frames of output that are owed
 
     def take(self, block: np.ndarray) -> np.ndarray:
-        """The input (C, n), which is given back."""
+        """Take the input (C, n), and return it."""
         self._missing += block.shape[1]
         if self._keeps:
             self._waiting = np.concatenate([self._waiting, block], axis=1)
         return block
 
     def give(self, enhanced: np.ndarray, last: bool = False) -> np.ndarray:
-        """The output that ``enhanced`` (C, n) brings; the last one completes the length, or is cut to it."""
+        """Return the output that ``enhanced`` (C, n) brings; the last one completes the length, or is cut to it."""
         enhanced = enhanced[:, : self._missing]
         if last:
             enhanced = np.pad(enhanced, ((0, 0), (0, self._missing - enhanced.shape[1])))

@@ -44,7 +44,7 @@ _FADE = 6400  # samples, 0.4 s: neighbours disagree, and a slow change is heard 
 
 
 class EnhancementError(ProcessingError, RuntimeError):
-    """The model gave something that is no sound, or silence for sound."""
+    """An output that is no sound, or silence where there was sound."""
 
 
 class Enhancer:
@@ -91,7 +91,7 @@ class Enhancer:
     def from_pretrained(
         cls, source: str | Path = DEFAULT, device: str | torch.device = "auto", dtype: str = "auto", **options: Any
     ) -> Enhancer:
-        """With the weights of a shipped model, by name, or of a checkpoint file; ``options`` as for the class.
+        """Load a shipped model by its name, or a checkpoint file; ``options`` are those of the class.
 
         A file that ``fastenh export`` wrote runs in onnxruntime, on the CPU and in the numbers it was written in.
         Raises ``CheckpointError``, and ``DeviceError`` for a device or dtype that the model does not take.
@@ -105,7 +105,7 @@ class Enhancer:
         return cls(model, device, dtype, identity=read.sha256, **options)
 
     def __call__(self, waveform: Waveform, sample_rate: int, atten_lim_db: float | None = None) -> Waveform:
-        """(L,) or (C, L) at ``sample_rate`` in Hz -> the same shape, rate, level, kind (NumPy or torch) and dtype.
+        """Enhance (L,) or (C, L) at ``sample_rate`` in Hz; shape, rate, level, kind (NumPy or torch) and dtype stay.
 
         Floating-point samples are in -1..1; int16 and int32 have their own full scale, and are rounded and clipped to
         it again. NaN and infinite samples count as silence. A DC offset is taken out. ``atten_lim_db`` keeps a share of
@@ -134,9 +134,9 @@ class Enhancer:
         engine: Inline | Pool | None = None,
         remarks: list[str] | None = None,
     ) -> Iterator[np.ndarray]:
-        """Enhances a recording that comes in blocks (channels, n), or (n,) for one channel, of the dtypes of a call.
+        """Enhance a recording that comes in blocks (channels, n), or (n,) for one channel, in any dtype of a call.
 
-        Yields float32 blocks (channels, m), in all as many samples. Holds no more than a few batches of windows,
+        Yields float32 blocks (channels, m), as many samples in all. Holds no more than a few batches of windows,
         however long the recording. ``engine``: who runs the model, for several recordings at once; this thread unless
         given. ``remarks``: at the end it gets in words what was done besides, and what the model was not made for.
         Otherwise as ``__call__``.
@@ -191,7 +191,7 @@ class Enhancer:
             yield joiner.feed(_gather(pending.popleft()), start)
 
     def run(self, windows: list[np.ndarray]) -> list[np.ndarray]:
-        """The model on windows (L,) of one length at 16 kHz. Where memory does not suffice, in halves from then on.
+        """Run the model on windows (L,) of one length at 16 kHz; where memory runs out, in halves from then on.
 
         Raises ``EnhancementError`` where it fails on a single window.
         """

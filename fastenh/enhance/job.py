@@ -165,7 +165,7 @@ class _Work:
             manifest.close()
 
     def attempt(self, task: Task) -> tuple[Task, Result | None]:
-        """Nothing where another process is at work on the file. Raises ``_StopError`` where the job ends."""
+        """Enhance one file; nothing where another process works on it. Raises ``_StopError`` where the job ends."""
         if self.stopped.is_set():
             raise _StopError
         result = self._result(task)

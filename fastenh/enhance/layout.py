@@ -54,7 +54,7 @@ class Names:
 
 
 def lay_out(inputs: Sequence[Path], names: Names) -> Layout:
-    """Which file becomes which.
+    """Decide which file becomes which.
 
     Without ``output`` a folder becomes its sibling FOLDER-enhanced and a file NAME-enhanced.EXT beside it. In an
     ``output`` folder the trees of the inputs are kept, those of several folders below their own names.

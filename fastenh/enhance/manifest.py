@@ -58,7 +58,7 @@ class Manifest:
 
     @contextmanager
     def claim(self, target: Path) -> Iterator[bool]:
-        """False where another process is at work on ``target``; else it is ours until the context ends.
+        """Claim ``target``: False where another process is at work on it; else it is ours until the context ends.
 
         The claim is a lock of the system on a byte of the manifest that stands for the target (beyond its end), so it
         ends with its process, however that ends. It keeps out other processes alone: within one, each target is to be

@@ -52,7 +52,7 @@ def summarise(
 
 
 def write_report(path: Path, results: Sequence[Result], summary: Summary, settings: dict[str, Any]) -> None:
-    """One JSON object: ``fastenh`` (version), ``settings``, ``summary`` and ``files`` (docs/report.md).
+    """Write one JSON object: ``fastenh`` (version), ``settings``, ``summary`` and ``files`` (docs/report.md).
 
     A name that is no UTF-8 is written as JSON writes such characters (``\\udce9``): who reads it gets the name back.
     """

@@ -56,7 +56,7 @@ class Comparison:
         return bootstrap_mean([v for v in _column(system, metric).values() if math.isfinite(v)])
 
     def difference(self, system: System, metric: str) -> Mean | None:
-        """Over the noisy input, on the files where both have a value."""
+        """Mean change from the noisy input, on the files where both have a value."""
         return bootstrap_mean(list(self._differences(system, metric)))
 
     def share_better(self, system: System, metric: str) -> float | None:

@@ -9,7 +9,7 @@ from fastenh.evaluate.metrics import DIGITS, LABELS
 
 
 def forms_table(comparison: Comparison, sizes: Mapping[str, int]) -> str:
-    """A row for the noisy input and for each form: means, real-time factor, and its size in bytes as MB."""
+    """Make a table, one row for the noisy input and for each form: means, real-time factor, size (from bytes) in MB."""
     heads = [LABELS[metric] + (" (dB)" if metric == "si_sdr" else "") for metric in comparison.metrics]
     lines = ["| " + " | ".join(["", *heads, "real-time factor", "MB"]) + " |", "|---" * (len(heads) + 3) + "|"]
     for system in comparison.systems:

@@ -69,7 +69,7 @@ _FUNCTIONS = {"pesq": pesq, "stoi": stoi, "si_sdr": si_sdr}
 
 
 def score(estimate: np.ndarray, clean: np.ndarray, metrics: tuple[str, ...]) -> dict[str, float | str]:
-    """Each metric's value, or the reason in words why there is none. Both waveforms (L,) at 16 kHz."""
+    """Return each metric's value, or the reason why there is none. Both waveforms (L,) at 16 kHz."""
     values: dict[str, float | str] = {}
     for metric in metrics:
         try:

@@ -21,8 +21,8 @@ _ESCAPED = "backslashreplace"  # a name may be no UTF-8
 
 
 def comparison_table(comparison: Comparison, title: str) -> Table:
-    """Mean and 95 % interval of each metric, the difference to the noisy input below."""
-    table = Table(title=title, caption="mean [95 % interval]; second line: difference to noisy, share of files better")
+    """Make a table of the mean and 95 % interval of each metric, with the change from the noisy input below."""
+    table = Table(title=title, caption="mean [95 % interval]; second line: change from noisy (files improved)")
     table.add_column("system")
     for metric in comparison.metrics:
         table.add_column(LABELS[metric] + (" (dB)" if metric == "si_sdr" else ""), justify="right")
@@ -48,7 +48,7 @@ def _cell(comparison: Comparison, system: System, metric: str) -> str:
 
 
 def write_json(path: Path, comparison: Comparison, settings: dict[str, Any]) -> None:
-    """``systems``: name -> metric -> mean, low, high, files, difference, share_better; with its real-time factor."""
+    """Write JSON; ``systems``: name -> metric -> mean, low, high, files, difference, share_better; real-time factor."""
     results = {
         "fastenh": fastenh.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -79,7 +79,7 @@ def _plain(mean: Mean | None) -> dict[str, Any]:
 
 
 def write_csv(path: Path, comparison: Comparison) -> None:
-    """A line per file and system: file, system, the metrics (empty where one failed)."""
+    """Write one line per file and system: file, system, the metrics (empty where one failed)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=_ESCAPED) as out:
         writer = csv.writer(out)

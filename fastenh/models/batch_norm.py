@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def processes() -> int:
-    """That train together."""
+    """Number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 

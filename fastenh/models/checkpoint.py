@@ -57,7 +57,7 @@ def save(path: Path, name: str, config: Any, model: SpectralModel, training: dic
 
 
 def load(source: str | Path) -> tuple[SpectralModel, Checkpoint]:
-    """A model with its weights: by the name of one that is shipped, or from a file.
+    """Load a model with its weights, by the name of one that is shipped or from a file.
 
     Raises ``CheckpointError`` with one line that names the file and what is wrong with it.
     """
@@ -79,7 +79,7 @@ def load(source: str | Path) -> tuple[SpectralModel, Checkpoint]:
 
 
 def average(sources: Sequence[str | Path]) -> tuple[SpectralModel, Checkpoint]:
-    """The mean of the floating-point tensors of several checkpoints; what counts is taken from the first.
+    """Return the mean of the floating-point tensors of several checkpoints; what counts is taken from the first.
 
     Raises ``CheckpointError`` where they are not of one model and configuration.
     """
@@ -100,7 +100,7 @@ def average(sources: Sequence[str | Path]) -> tuple[SpectralModel, Checkpoint]:
 
 
 def locate(source: str | Path) -> Path:
-    """The file of a checkpoint given as a path or as the name of a shipped model."""
+    """Find the file of a checkpoint given as a path or as the name of a shipped model."""
     path = Path(source)
     if path.suffix == SUFFIX or path.exists():
         if not path.is_file():
@@ -120,7 +120,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def read(path: Path) -> Checkpoint:
-    """The contents of a checkpoint file, its format, model, configuration and hash checked."""
+    """Read the contents of a checkpoint file, its format, model, configuration and hash checked."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("fastenh", "null"))

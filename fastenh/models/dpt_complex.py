@@ -214,7 +214,7 @@ class TimeLayer(nn.Module):
         return self.attention(fastenh_kernels.norm_taps(x, *self.taps_weights(), self.ahead))
 
     def taps_weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of ``norm_taps``."""
+        """Weights of ``norm_taps``."""
         return self.norm.weight, self.norm.bias, self.taps.weight.flatten(1), bias_of(self.taps)
 
     def weights(self) -> fastenh_kernels.AxisLayerWeights:

@@ -35,7 +35,7 @@ class ExportError(ProcessingError, RuntimeError):
 
 
 def export(model: SpectralModel, about: dict[str, Any]) -> ModelProto:
-    """The model in float32, for any batch and any length from one sample on; ``about`` goes into its metadata.
+    """Export the model in float32, for any batch and any length from one sample on; ``about`` goes into its metadata.
 
     Raises ``ExportError``.
     """
@@ -71,7 +71,7 @@ def export(model: SpectralModel, about: dict[str, Any]) -> ModelProto:
 
 
 def quantised(model: ModelProto) -> ModelProto:
-    """The same with 8-bit matrix products; what else is large is stored in float16.
+    """Return the same with 8-bit matrix products; other large tensors are stored in float16.
 
     The scale of what is multiplied is found anew in each product, of the weights one for each column. Both factors
     are unsigned: with signed weights, sums saturate on x86 processors without VNNI. Raises ``ExportError``.
@@ -103,7 +103,7 @@ def _halve(graph: GraphProto) -> None:
 
 
 def need(*packages: str) -> None:
-    """Raises ``ExportError``, naming the extra that has them, unless all ``packages`` are installed."""
+    """Raise ``ExportError``, naming the extra that has them, unless all ``packages`` are installed."""
     lacking = [package for package in packages if importlib.util.find_spec(package) is None]
     if lacking:
         raise ExportError(f"{' and '.join(lacking)} cannot be imported: pip install 'fastenh[onnx]'")

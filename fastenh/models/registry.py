@@ -18,7 +18,7 @@ from fastenh.models.transformers import MelTransformer, MelTransformerConfig, ST
 
 
 class ModelError(UsageError, ValueError):
-    """No such model, or a configuration that it does not take."""
+    """A model that does not exist, or a configuration that it does not take."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ MODELS = {
 
 
 def entry(name: str) -> Entry:
-    """Raises ``ModelError``, naming the models there are."""
+    """Return the entry of a model. Raises ``ModelError``, naming the models there are."""
     if name not in MODELS:
         raise ModelError(f"no model named {name!r}; there are {', '.join(MODELS)}")
     return MODELS[name]
 
 
 def make_config(name: str, values: dict[str, Any]) -> Any:
-    """The configuration of a model from plain values. Raises ``ModelError`` for a key that it does not have."""
+    """Make the configuration of a model from plain values. Raises ``ModelError`` for a key that it does not have."""
     cls = entry(name).config
     known = {field.name for field in dataclasses.fields(cls)}
     for key in values:
@@ -61,7 +61,7 @@ def make_config(name: str, values: dict[str, Any]) -> Any:
 
 
 def build(name: str, config: Any = None) -> SpectralModel:
-    """A freshly initialised model: waveform (B, L) at 16 kHz -> (B, L). ``config`` defaults to the model's own."""
+    """Build a model with fresh weights: waveform (B, L) at 16 kHz -> (B, L). ``config`` defaults to the model's own."""
     model = entry(name)
     config = model.config() if config is None else config
     return SpectralModel(model.core(config), config.hop)
@@ -72,7 +72,7 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def operations_per_second(name: str, seconds: float = 3.0) -> float:
-    """Floating-point operations of the core for one second of audio, counted on a clip of ``seconds``.
+    """Count floating-point operations of the core for one second of audio, counted on a clip of ``seconds``.
 
     Matrix products, convolutions and attention, a multiply-add as two; no arithmetic runs (meta tensors).
     """

@@ -34,15 +34,15 @@ _LOOK: Any = {
 
 
 class PlotError(ProcessingError, ValueError):
-    """What cannot be drawn, or a package that is not installed."""
+    """A picture that cannot be drawn, or a package that is not installed."""
 
 
 class PictureNameError(UsageError, ValueError):
-    """A picture of a kind that is not written."""
+    """A kind of picture that is not supported."""
 
 
 def check_name(path: Path) -> None:
-    """Raises ``PictureNameError`` unless the ending is one of ``ENDINGS``, and ``PlotError`` without matplotlib."""
+    """Raise ``PictureNameError`` unless the ending is one of ``ENDINGS``, and ``PlotError`` without matplotlib."""
     if path.suffix not in ENDINGS:
         raise PictureNameError(f"-o: a picture ends in {' or '.join(ENDINGS)}, unlike {path.name}")
     need_matplotlib()

@@ -26,7 +26,7 @@ tr { border-top: 1px solid #ddd } img { max-width: 100%; display: block } td:fir
 
 
 def write_page(path: Path, results: Sequence[Result], summary: Summary, settings: dict[str, Any]) -> None:
-    """Every file has a row; pictures those that have an output. The two of a file have one scale of levels."""
+    """Write the page: a row for each file, with pictures if it has an output. The two of a file share one scale."""
     given = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
     counts = (f"{summary.enhanced} enhanced", f"{summary.skipped} skipped", f"{summary.failed} failed")
     parts = [

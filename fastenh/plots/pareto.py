@@ -27,7 +27,7 @@ class Point:
 
 
 def draw(results: Path, rivals: Path | None, metric: str, picture: Path) -> None:
-    """A line joins the systems that nothing beats in both. Raises ``PlotError``."""
+    """Draw the systems; a line joins those that nothing beats in both. Raises ``PlotError``."""
     points, noisy = read_results(results, metric)
     points += read_rivals(rivals, metric) if rivals else []
     if not points:
@@ -72,7 +72,7 @@ def _name(axis: Axes, points: Sequence[Point]) -> None:
 
 
 def front(points: list[Point]) -> list[Point]:
-    """Those that no other one is both cheaper than and better than, by cost."""
+    """Return the systems that no other one beats in both cost and quality, by cost."""
     best: list[Point] = []
     for point in sorted(points, key=lambda p: (p.real_time_factor, -p.quality)):
         if not best or point.quality > best[-1].quality:
@@ -81,7 +81,7 @@ def front(points: list[Point]) -> list[Point]:
 
 
 def read_results(path: Path, metric: str) -> tuple[list[Point], float | None]:
-    """The systems of ``fastenh evaluate --out``, and the mean of the noisy input."""
+    """Read the systems of ``fastenh evaluate --out``, and the mean of the noisy input."""
     try:
         systems = json.loads(path.read_text(encoding="utf-8"))["systems"]
         means = {name: (record["real_time_factor"], record[metric].get("mean")) for name, record in systems.items()}
@@ -92,7 +92,7 @@ def read_results(path: Path, metric: str) -> tuple[list[Point], float | None]:
 
 
 def read_rivals(path: Path, metric: str) -> list[Point]:
-    """A CSV with the columns ``name``, ``real_time_factor`` and the metric; rows without a value are left out."""
+    """Read a CSV with the columns ``name``, ``real_time_factor`` and the metric; rows without a value are left out."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -18,7 +18,7 @@ _COLUMNS = 400  # of a small picture
 
 
 def draw(recordings: Sequence[Path], titles: Sequence[str], picture: Path) -> None:
-    """At 16 kHz, the mean of the channels; one scale of levels for all. Raises ``PlotError`` and ``AudioError``."""
+    """Draw spectrograms at 16 kHz, of the channels' mean, on one scale. Raises ``PlotError`` and ``AudioError``."""
     levels = [decibels(powers(read_mono(path, SAMPLE_RATE))) for path in recordings]
     for path, level in zip(recordings, levels, strict=True):
         if not level.size:

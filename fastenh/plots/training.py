@@ -14,7 +14,7 @@ _SMOOTHED = 25  # step events in the mean of a training loss
 
 
 def draw(logs: Sequence[Path], picture: Path) -> None:
-    """A colour a log. Raises ``PlotError`` for a file that is no log of ``fastenh train``."""
+    """Draw one colour per log. Raises ``PlotError`` for a file that is no log of ``fastenh train``."""
     runs = {log: events_of(log) for log in logs}
     metrics = [m for m in LABELS if any(series(events, "epoch", f"valid_{m}")[0] for events in runs.values())]
     width = 1 + len(metrics)

@@ -58,7 +58,7 @@ class GraphedStep:
         return self._found
 
     def update(self) -> None:
-        """For the gradients of the last call of ``differentiate``."""
+        """Update by the gradients of the last call of ``differentiate``."""
         if not self._replays or self._second is None:
             self._update()
             return

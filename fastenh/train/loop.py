@@ -34,7 +34,7 @@ _LOG_STEPS = 20
 
 
 class TrainingError(ProcessingError, RuntimeError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
 class Trainer:
@@ -73,7 +73,7 @@ class Trainer:
     # --- state -----------------------------------------------------------------------------------------------------
 
     def resume(self) -> list[str]:
-        """Go on from RUN/state.pt. Returns the keys of the recipe that are not what they were.
+        """Resume from RUN/state.pt. Returns the keys of the recipe that have changed.
 
         Where data, mixing or loss changed, losses from before say nothing of those to come: the best starts anew.
         Raises ``RunError`` where the state is missing, damaged, or of another model.
@@ -143,7 +143,7 @@ class Trainer:
 
     @property
     def total_steps(self) -> int:
-        """At the end of the run, those of earlier sessions and of a trunk included."""
+        """Number of steps at the end of the run, with those of earlier sessions and of a trunk."""
         per_epoch = self.sources.feed.steps_per_epoch
         if self.left:
             return self.left.end(self.recipe.schedule.branch_share, per_epoch)
@@ -181,7 +181,7 @@ class Trainer:
         return "finished"
 
     def advance(self, batches: Iterator[Batch]) -> float:
-        """One step on the next batch; returns the loss, NaN where the step was skipped."""
+        """Take one step on the next batch; returns the loss, NaN where the step was skipped."""
         with record_function("data"):
             batch = next(batches)
         loss = self.step(batch, self.steps, self._learning_rate())

@@ -64,7 +64,7 @@ def average_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tenso
 
 
 def agree(flag: bool, device: torch.device) -> bool:
-    """Whether it is set in any of the processes."""
+    """Say whether a flag is set in any of the processes."""
     if processes() == 1:
         return flag
     found = torch.tensor(float(flag), device=device)
@@ -73,7 +73,7 @@ def agree(flag: bool, device: torch.device) -> bool:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process has, in all of them."""
+    """Return what the first process has, in all of them."""
     if processes() == 1:
         return value
     box = [value]

@@ -102,7 +102,7 @@ def shipped_recipes() -> dict[str, Path]:
 
 
 def load_recipe(source: str, settings: Sequence[str] = ()) -> Recipe:
-    """A shipped recipe by name or a TOML file, with settings "section.key=value" on top. Raises ``RecipeError``."""
+    """Load a shipped recipe or a TOML file, with settings "section.key=value" on top. Raises ``RecipeError``."""
     path = shipped_recipes().get(source, Path(source))
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def load_recipe(source: str, settings: Sequence[str] = ()) -> Recipe:
 
 
 def make_recipe(values: dict[str, Any]) -> Recipe:
-    """A recipe from plain values. Raises ``RecipeError`` naming all keys that are wrong."""
+    """Make a recipe from plain values. Raises ``RecipeError`` naming all keys that are wrong."""
     named = values.get("model")
     model = named if isinstance(named, str) else ""
     try:
@@ -147,7 +147,7 @@ def make_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def to_values(recipe: Recipe) -> dict[str, Any]:
-    """The plain values of a recipe: JSON can hold them, ``make_recipe`` takes them back."""
+    """Return the plain values of a recipe: JSON can hold them, ``make_recipe`` takes them back."""
     return dataclasses.asdict(recipe)
 
 
@@ -165,7 +165,7 @@ def _apply(values: dict[str, Any], setting: str) -> None:
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
-    """("section.key", value) of "section.key=value", the value as in TOML. Raises ``RecipeError``."""
+    """Parse "section.key=value" into ("section.key", value), the value as in TOML. Raises ``RecipeError``."""
     name, equals, text = setting.partition("=")
     name = name.strip()
     if not equals or not name or name.endswith("."):

@@ -9,7 +9,7 @@ from fastenh.train.recipe import ScheduleConfig
 
 
 def learning_rate_share(config: ScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """0..1 for step number ``step`` (from 0). For "plateau" the warm-up alone: the rest depends on the losses."""
+    """Return 0..1 for step number ``step`` (from 0). For "plateau" only the warm-up: the rest depends on the losses."""
     warmup = config.warmup_epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / warmup

@@ -33,8 +33,9 @@ class Sources:
 
 
 def open_sources(recipe: Recipe, device: torch.device = _CPU, share: Share | None = None) -> Sources:
-    """Raises ``RecipeError`` where the recipe names too little or too much, ``PairError`` and ``AudioError`` where
-    the files are not fit for training. Corpora that fit go to ``device``; ``share`` is its part of each batch."""
+    """Open the data. Raises ``RecipeError`` where the recipe names too little or too much, ``PairError`` and
+    ``AudioError`` where the files are not fit for training. Corpora that fit go to ``device``; ``share`` is its part of
+    each batch."""
     data = recipe.data
     share = share or Share()
     parts = share.ranks * recipe.run.accumulate

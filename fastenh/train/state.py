@@ -24,7 +24,7 @@ def save_state(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    """Raises ``RunError`` where there is none, or it is damaged."""
+    """Load the state of a run. Raises ``RunError`` where there is none, or it is damaged."""
     path = folder / STATE
     if not path.is_file():
         raise RunError(f"{folder}: nothing to resume, there is no {STATE}")
@@ -37,7 +37,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 def claim(folder: Path, resume: bool) -> None:
     """Make the run folder. Raises ``RunError`` where it holds a run that would be overwritten."""
     if not resume and (folder / STATE).exists():
-        raise RunError(f"{folder}: holds a run; give --resume to go on with it, or another -o")
+        raise RunError(f"{folder}: holds a run; give --resume to continue it, or another -o")
     if resume and not (folder / STATE).exists():
         raise RunError(f"{folder}: nothing to resume, there is no {STATE}")
     folder.mkdir(parents=True, exist_ok=True)

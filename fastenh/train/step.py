@@ -108,7 +108,7 @@ class Step:
 
     @property
     def learning_rate(self) -> float:
-        """That of the last step."""
+        """Learning rate of the last step."""
         return self.optimiser.param_groups[0]["lr"]
 
     @property
@@ -124,7 +124,7 @@ class Step:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Other keys than those of ``state_dict`` may be there. Raises ``ValueError`` for another optimiser's state."""
+        """Load a state, with or without more keys. Raises ``ValueError`` for another optimiser's state."""
         self.model.core.load_state_dict(state["model"])
         try:
             self.optimiser.load_state_dict(state["optimiser"])
@@ -135,7 +135,7 @@ class Step:
 
 
 def initial_model(recipe: Recipe) -> SpectralModel:
-    """Fresh weights, or those of ``run.init``. Raises ``RunError`` where they are of another model."""
+    """Make a model with fresh weights or those of ``run.init``. Raises ``RunError`` if they are another model's."""
     model = build(recipe.model, recipe.config)
     if recipe.run.init:
         start, found = checkpoint.load(recipe.run.init)

@@ -41,7 +41,7 @@ def constant_in_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for by name that cannot run here."""
+    """A backend that was asked for by name and cannot run here."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ _forced: str | None = None
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Force a backend by name for the time of the context; None leaves it to ``FASTENH_BACKEND``.
+    """Force a backend by name within the context; None leaves the choice to ``FASTENH_BACKEND``.
 
     Raises ``BackendError`` for a name that is none of ``BACKENDS``.
     """

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 
 class Shape(NamedTuple):
-    """Of a dual path and what is around it: bins -> wide_bands of front_channels -> bands of channels."""
+    """Shape of a dual path and what is around it: bins -> wide_bands of front_channels -> bands of channels."""
 
     bins: int
     wide_bands: int

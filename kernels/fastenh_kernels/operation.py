@@ -78,13 +78,13 @@ class Operation:
 
 
 def tensors_of(arguments: tuple[Any, ...]) -> list[Tensor]:
-    """Those among the arguments, and those in tuples among them."""
+    """Tensors among the arguments, and those in tuples among them."""
     parts = (part for argument in arguments for part in (argument if isinstance(argument, tuple) else (argument,)))
     return [part for part in parts if isinstance(part, Tensor)]
 
 
 def dtype_of(tensors: list[Tensor]) -> torch.dtype:
-    """In which an operation computes: that of autocast, or of its first real tensor."""
+    """Dtype in which an operation computes: that of autocast, or of its first real tensor."""
     device = tensors[0].device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -35,7 +35,7 @@ class Proof(NamedTuple):
 
     @property
     def fault(self) -> str:
-        """In words; nothing where the kernel equals the reference."""
+        """The fault in words; nothing where the kernel equals the reference."""
         if self.error:
             return f"{self.name} fails ({self.error})"
         return "" if self.distance <= self.most else f"{self.name} is {self.distance:.1e} from the reference"
