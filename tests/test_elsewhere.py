@@ -52,7 +52,7 @@ import importlib, pkgutil, fastenh, fastenh_kernels
 kernels = []
 for package in (fastenh, fastenh_kernels):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if module.name.endswith("__main__"):
+        if module.name.endswith("__main__") or module.name == "fastenh.demo.page":  # gradio takes what there is
             continue
         try:
             importlib.import_module(module.name)

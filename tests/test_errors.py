@@ -12,6 +12,8 @@ from fastenh.audio.files import AudioError
 from fastenh.cli.errors import one_line
 from fastenh.data.archives import ArchiveError
 from fastenh.data.pairs import PairError
+from fastenh.demo.enhancement import RecordingError
+from fastenh.demo.server import DemoError
 from fastenh.devices import DeviceError
 from fastenh.enhance.enhancer import EnhancementError
 from fastenh.enhance.layout import JobError
@@ -42,11 +44,13 @@ OURS = {
     ArchiveError: (1, ValueError),
     AudioError: (1, Exception),
     CheckpointError: (1, ValueError),
+    DemoError: (1, Exception),
     EnhancementError: (1, RuntimeError),
     ExportError: (1, RuntimeError),
     MetricError: (1, Exception),
     PairError: (1, ValueError),
     PlotError: (1, ValueError),
+    RecordingError: (1, Exception),
     RunError: (1, ValueError),
     TrainingError: (1, RuntimeError),
 }
@@ -58,7 +62,7 @@ def public_errors() -> set[type[Exception]]:
     """All of the package."""
     found: set[type[Exception]] = set()
     for module in pkgutil.walk_packages(fastenh.__path__, "fastenh."):
-        if module.name in ("fastenh.__main__", "fastenh.models.onnx_frontend"):  # the second needs an extra
+        if module.name in ("fastenh.__main__", "fastenh.models.onnx_frontend", "fastenh.demo.page"):  # extras
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == module.name:
