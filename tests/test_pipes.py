@@ -8,12 +8,13 @@ import struct
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
-from conftest import noise, voice
+from conftest import SAMPLES, noise, voice
 from torch import nn
 
 from fastenh import Enhancer
@@ -143,6 +144,26 @@ def test_the_command(tmp_path):
     CliRunner().invoke(main, ["enhance", str(tmp_path / "a.wav"), "--dtype", "float32"])
     expected, _ = soundfile.read(tmp_path / "a-enhanced.wav")
     np.testing.assert_allclose(soundfile.read(io.BytesIO(done.stdout))[0], expected, atol=1e-4)
+
+
+def test_standard_output_may_be_a_file(tmp_path):
+    source, target = SAMPLES / "portuguese-pink.wav", tmp_path / "out.wav"
+    command = [sys.executable, "-m", "fastenh", "enhance", "-", "-o", "-", "--dtype", "float32"]
+    with source.open("rb") as given, target.open("wb") as taken:
+        subprocess.run(command, stdin=given, stdout=taken, check=True)
+    piped = subprocess.run(command, input=source.read_bytes(), capture_output=True, check=True).stdout
+    assert target.read_bytes() == piped
+    assert soundfile.info(target).frames == soundfile.info(source).frames
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")
+def test_a_full_disk_behind_standard_output_is_one_line():
+    command = [sys.executable, "-m", "fastenh", "enhance", "-", "-o", "-"]
+    with (SAMPLES / "portuguese-pink.wav").open("rb") as given, open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdin=given, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "standard output: cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_pipe_without_sound_has_exit_code_1(monkeypatch):

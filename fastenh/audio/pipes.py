@@ -6,6 +6,7 @@ taken from the input's header, and where that has none, it is the largest number
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,13 +93,11 @@ class PipeWriter:
             if kept != encoding.subtype:
                 self.warnings.append(f"a pipe cannot be written as {encoding.subtype}: {kept} taken")
             encoding = replace(encoding, subtype=kept)
-            with open(handle, "wb", closefd=False) as file, _writable():
+            with _writable(), open(handle, "wb", closefd=False) as file:
                 file.write(header(encoding, frames))
         self._clips, self._clipped = encoding.subtype not in ("FLOAT", "DOUBLE"), 0
-        with _writable():
-            self._file = soundfile.SoundFile(
-                handle, "w", encoding.sample_rate, encoding.channels, encoding.subtype, "LITTLE", "RAW", closefd=False
-            )
+        form = (encoding.sample_rate, encoding.channels, encoding.subtype, "LITTLE", "RAW")
+        self._file = soundfile.SoundFile(_Onwards(handle), "w", *form)
 
     def write(self, samples: np.ndarray) -> None:
         """Write samples (C, n). Raises ``AudioError``."""
@@ -111,6 +110,32 @@ class PipeWriter:
             self._file.close()
         if self._clipped:
             self.warnings.append(f"{self._clipped} samples clipped at full scale")
+
+
+class _Onwards:
+    """A file that libsndfile takes for empty, whatever it is and holds: all of it is written at its end.
+
+    libsndfile writes no samples without a header to a file that has something in it, as a header.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle, self._count = handle, 0
+
+    def write(self, data: bytes) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+        except OSError:  # an exception is lost within libsndfile; what it did not write is an error there
+            return len(data) - len(rest)
+        self._count += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._count
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._count
 
 
 def header(encoding: Encoding, frames: int = 0) -> bytes:
