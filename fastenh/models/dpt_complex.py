@@ -148,8 +148,11 @@ class FoldedDPTComplex(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
-        weights = {name: tuple(getattr(self, f"{name}_{i}") for i in range(n)) for name, n in self.sizes.items()}
-        return enhance(spectrum, weights, self.plan)
+        return enhance(spectrum, self.weights(), self.plan)
+
+    def weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """As ``DPTComplex.prepared`` gives them."""
+        return {name: tuple(getattr(self, f"{name}_{i}") for i in range(n)) for name, n in self.sizes.items()}
 
 
 class Plan(NamedTuple):

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastenh.models.level import before_sound, normalise_level, running_level
+
 SAMPLE_RATE = 16_000
 N_FFT = 512
 BINS = N_FFT // 2 + 1
-SILENCE_RMS = 1e-7  # -140 dBFS: below 24-bit dither, scaled no further
 
 
 class Frontend(nn.Module):
@@ -37,6 +38,12 @@ class Frontend(nn.Module):
         window = self.window.to(waveform.dtype)
         return torch.stft(padded, N_FFT, self.hop, window=window, pad_mode="constant", return_complex=True)
 
+    def power(self, spectrum: Tensor) -> Tensor:
+        """The mean square under the window of each frame, from its spectrum (Parseval): (B, 257, T) -> (B, T)."""
+        squared = torch.view_as_real(spectrum).square().sum(-1)
+        total = 2 * squared.sum(1) - squared[:, 0] - squared[:, -1]
+        return total / (N_FFT * self.window.to(total.dtype).square().sum())
+
     def istft(self, spectrum: Tensor, length: int) -> Tensor:
         """Complex (B, 257, T) -> (B, length), for the length that was given to ``stft``.
 
@@ -59,25 +66,23 @@ class Frontend(nn.Module):
         return whole[:, : total + parts - 2].flatten(1)
 
 
-def normalise_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale each (B, L) waveform to an RMS of 1. Returns it and the gain's inverse (B, 1), which takes it back."""
-    rms = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(SILENCE_RMS)
-    return waveform / rms, rms
-
-
 class SpectralModel(nn.Module):
-    """A core that maps a spectrum to the enhanced spectrum, between an STFT and its inverse."""
+    """A core that maps a spectrum to the enhanced spectrum, between an STFT and its inverse.
 
-    def __init__(self, core: nn.Module, hop: int) -> None:
+    The core sees an RMS of 1: of each waveform as a whole, or with ``causal`` of what has been heard up to each frame.
+    """
+
+    def __init__(self, core: nn.Module, hop: int, causal: bool = False) -> None:
         super().__init__()
         self.core = core
         self.frontend = Frontend(hop)
+        self.causal = causal
 
     def folded(self, dtype: torch.dtype = torch.float32) -> SpectralModel:
         """The same for inference, its weights prepared for an autocast to ``dtype``, where the core has such a form."""
         fold = getattr(self.core, "folded", None)
         core = self.core if fold is None else fold(dtype)
-        return SpectralModel(core, self.frontend.hop).to(self.frontend.window.device).eval()
+        return SpectralModel(core, self.frontend.hop, self.causal).to(self.frontend.window.device).eval()
 
     def forward(self, waveform: Tensor) -> Tensor:
         """(B, L) at 16 kHz, any L >= 1 -> (B, L), level kept."""
@@ -85,6 +90,19 @@ class SpectralModel(nn.Module):
 
     def with_spectrum(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """The enhanced waveform, and the spectrum (B, 257, T) it was made of, for a waveform scaled to an RMS of 1."""
-        scaled, rms = normalise_level(waveform)
-        spectrum = self.core(self.frontend.stft(scaled))
-        return self.frontend.istft(spectrum, waveform.shape[-1]) * rms, spectrum
+        spectrum, level = self.scaled(waveform)
+        enhanced, length = self.core(spectrum), waveform.shape[-1]
+        if not self.causal:
+            return self.frontend.istft(enhanced, length) * level, enhanced
+        enhanced = enhanced * level.unsqueeze(1)
+        return self.frontend.istft(enhanced, length), enhanced / normalise_level(waveform)[1].unsqueeze(1)
+
+    def scaled(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) -> the spectrum that the core sees (B, 257, T), and the level: (B, 1), or with ``causal`` (B, T)."""
+        if not self.causal:
+            scaled, rms = normalise_level(waveform)
+            return self.frontend.stft(scaled), rms
+        spectrum = self.frontend.stft(waveform)
+        state = before_sound(len(waveform), waveform.device, waveform.dtype)
+        level, _ = running_level(self.frontend.power(spectrum), state, SAMPLE_RATE / self.frontend.hop)
+        return spectrum / level.unsqueeze(1), level

@@ -8,7 +8,8 @@ from onnx import GraphProto, numpy_helper
 from onnxscript import FLOAT, script
 from onnxscript import opset18 as op
 
-from fastenh.models.frontend import BINS, N_FFT, SILENCE_RMS
+from fastenh.models.frontend import BINS, N_FFT
+from fastenh.models.level import SILENCE_RMS
 
 Waveform, Level = FLOAT["batch", "samples"], FLOAT["batch", 1]
 Spectrum = FLOAT["batch", BINS, "frames", 2]

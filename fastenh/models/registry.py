@@ -64,7 +64,7 @@ def build(name: str, config: Any = None) -> SpectralModel:
     """Build a model with fresh weights: waveform (B, L) at 16 kHz -> (B, L). ``config`` defaults to the model's own."""
     model = entry(name)
     config = model.config() if config is None else config
-    return SpectralModel(model.core(config), config.hop)
+    return SpectralModel(model.core(config), config.hop, getattr(config, "causal", False))
 
 
 def count_parameters(model: nn.Module) -> int:

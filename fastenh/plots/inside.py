@@ -16,7 +16,7 @@ import fastenh_kernels
 from fastenh.audio.files import read_mono
 from fastenh.errors import UsageError
 from fastenh.models import checkpoint
-from fastenh.models.frontend import SAMPLE_RATE, SpectralModel, normalise_level
+from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
 from fastenh.plots.figures import GAINS, SEQUENTIAL, PlotError, figure
 from fastenh_kernels.operations.axis_attention import Axis, reference
 
@@ -124,5 +124,4 @@ def _heard(recording: Path, source: str) -> tuple[SpectralModel, Tensor]:
         raise PlotError(f"{recording}: holds no samples, there is nothing to draw")
     if samples.size > _LONGEST * SAMPLE_RATE:
         raise PlotError(f"{recording}: longer than {_LONGEST:.0f} s; cut out the part that is to be drawn")
-    scaled, _ = normalise_level(torch.from_numpy(samples)[None])
-    return model, model.frontend.stft(scaled)
+    return model, model.scaled(torch.from_numpy(samples)[None])[0]

@@ -1,0 +1,44 @@
+"""The level that a model sees: an RMS of 1, over the whole waveform or, in a causal model, over what has been heard."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SILENCE_RMS = 1e-7  # -140 dBFS: below 24-bit dither, scaled no further
+ATTACK, RELEASE = 0.2, 2.0  # seconds: time constants of the two means of the power
+_BLOCK = 512  # frames, whose powers meet in one product
+
+
+def normalise_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale each (B, L) waveform to an RMS of 1. Returns it and the gain's inverse (B, 1), which takes it back."""
+    rms = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(SILENCE_RMS)
+    return waveform / rms, rms
+
+
+def before_sound(batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The state of ``running_level`` before the first frame: (B, 2, 2), each mean's sum and the sum of its weights."""
+    return torch.zeros(batch, 2, 2, device=device, dtype=dtype)
+
+
+def running_level(power: Tensor, state: Tensor, frames_per_second: float) -> tuple[Tensor, Tensor]:
+    """Powers of frames (B, T) and a state -> the RMS (B, T) up to each of them, and the state behind the last one.
+
+    It is the larger of a quick mean of the power and of a slow one: the quick one follows a rise with a time constant
+    of ``ATTACK``, in a pause the slow one holds the level for ``RELEASE``. Both means are exponential and weighted over
+    what has been heard so far, so that the first frames count at once (the bias correction of Kingma and Ba 2015,
+    "Adam"). Frames may come in any portions.
+    """
+    rates = torch.tensor([1 / ATTACK, 1 / RELEASE], device=power.device, dtype=power.dtype) / -frames_per_second
+    levels = []
+    for block in power.split(_BLOCK, dim=1):
+        frames = torch.arange(block.shape[1], device=power.device, dtype=power.dtype)
+        age = frames.unsqueeze(1) - frames  # of the frame in a column, seen from that in a row
+        weights = torch.where(age >= 0, torch.exp(rates.view(2, 1, 1) * age.clamp_min(0.0)), 0.0)  # (2, T, T)
+        heard = torch.stack([block, torch.ones_like(block)], -1).unsqueeze(1)  # (B, 1, T, 2)
+        faded = torch.exp(rates.view(2, 1, 1) * (frames.unsqueeze(1) + 1)) * state.unsqueeze(2)  # (B, 2, T, 2)
+        with torch.autocast(power.device.type, enabled=False):
+            sums = weights @ heard + faded
+        state = sums[:, :, -1]
+        levels.append((sums[..., 0] / sums[..., 1]).amax(1).sqrt().clamp_min(SILENCE_RMS))
+    return torch.cat(levels, 1), state
