@@ -40,5 +40,5 @@ def running_level(power: Tensor, state: Tensor, frames_per_second: float) -> tup
         with torch.autocast(power.device.type, enabled=False):
             sums = weights @ heard + faded
         state = sums[:, :, -1]
-        levels.append((sums[..., 0] / sums[..., 1]).amax(1).sqrt().clamp_min(SILENCE_RMS))
+        levels.append((sums[..., 0] / sums[..., 1]).amax(1).clamp_min(SILENCE_RMS**2).sqrt())
     return torch.cat(levels, 1), state

@@ -192,4 +192,3 @@ def _seen(count: int, past: int, frames: Tensor) -> Tensor:
     column = torch.arange(past + count, device=frames.device)
     age = torch.arange(past, past + count, device=frames.device).unsqueeze(1) - column
     return (age >= 0) & (age <= past) & (column >= past - frames)
-
