@@ -8,8 +8,8 @@
 #   scripts/gpu.sh bench [MINUTES]            every operation and the model beside their rivals at every number of clips
 #   scripts/gpu.sh bench-training [MINUTES]   the same with gradients, and the training step, with memory
 #   scripts/gpu.sh pack                       decode the training data once, for all trainings to come
-#   scripts/gpu.sh train [MINUTES] [options]  train dpt_complex at a held rate, or go on with it; --branch .run is the
-#                                             release: the rate falls to 0
+#   scripts/gpu.sh train [MINUTES] [options]  train dpt_complex, or the recipe that RECIPE names, at a held rate, or go
+#                                             on with it; --branch .run is the release: the rate falls to 0
 #
 # A step that fails does not end a part: the others run, what failed is named at the end, and the exit code is 1.
 #
@@ -99,7 +99,7 @@ case $part in
         [[ -f $source ]] && break  # a pack holds all of them
       done
     done
-    python3 -m fastenh train dpt_complex -o "$run" "${corpora[@]}" --set run.epochs=1000000 \
+    python3 -m fastenh train "${RECIPE:-dpt_complex}" -o "$run" "${corpora[@]}" --set run.epochs=1000000 \
       --set schedule.decay_epochs=0 --max-minutes "${2:-7.5}" "${start[@]}" "${@:3}"
     cp "$run/state.pt" "$run"/*.safetensors "$run/log.jsonl" "$out/"
     ;;

@@ -29,16 +29,19 @@ def running_level(power: Tensor, state: Tensor, frames_per_second: float) -> tup
     what has been heard so far, so that the first frames count at once (the bias correction of Kingma and Ba 2015,
     "Adam"). Frames may come in any portions.
     """
-    rates = torch.tensor([1 / ATTACK, 1 / RELEASE], device=power.device, dtype=power.dtype) / -frames_per_second
     levels = []
     for block in power.split(_BLOCK, dim=1):
         frames = torch.arange(block.shape[1], device=power.device, dtype=power.dtype)
         age = frames.unsqueeze(1) - frames  # of the frame in a column, seen from that in a row
-        weights = torch.where(age >= 0, torch.exp(rates.view(2, 1, 1) * age.clamp_min(0.0)), 0.0)  # (2, T, T)
-        heard = torch.stack([block, torch.ones_like(block)], -1).unsqueeze(1)  # (B, 1, T, 2)
-        faded = torch.exp(rates.view(2, 1, 1) * (frames.unsqueeze(1) + 1)) * state.unsqueeze(2)  # (B, 2, T, 2)
-        with torch.autocast(power.device.type, enabled=False):
-            sums = weights @ heard + faded
-        state = sums[:, :, -1]
-        levels.append((sums[..., 0] / sums[..., 1]).amax(1).clamp_min(SILENCE_RMS**2).sqrt())
+        heard = torch.stack([block, torch.ones_like(block)], -1)  # (B, T, 2)
+        sums = []
+        for number, seconds in enumerate((ATTACK, RELEASE)):
+            rate = -1 / (seconds * frames_per_second)
+            weights = torch.where(age >= 0, torch.exp(rate * age.clamp_min(0.0)), 0.0)  # (T, T)
+            faded = torch.exp(rate * (frames.unsqueeze(1) + 1)) * state[:, number : number + 1]  # (B, T, 2)
+            with torch.autocast(power.device.type, enabled=False):
+                sums.append(weights @ heard + faded)
+        state = torch.stack([total[:, -1] for total in sums], 1)
+        mean = torch.maximum(*(total[..., 0] / total[..., 1] for total in sums))
+        levels.append(mean.clamp_min(SILENCE_RMS**2).sqrt())
     return torch.cat(levels, 1), state
