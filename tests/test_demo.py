@@ -144,3 +144,21 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch, missing):
     result = CliRunner().invoke(main, ["demo"])
     assert result.exit_code == 1
     assert result.output == f"Error: the demo needs {missing}: pip install 'fastenh[demo]'\n"
+
+
+def test_a_model_that_is_no_checkpoint_is_said_before_the_page_is_served(tmp_path):
+    pytest.importorskip("gradio")
+    result = CliRunner().invoke(main, ["demo", "--model", str(tmp_path / "mine.safetensors")])
+    assert result.exit_code == 1
+    assert result.output == f"Error: {tmp_path / 'mine.safetensors'}: no such checkpoint\n"
+
+
+def test_own_models_are_offered_before_those_that_ship(tmp_path):
+    gr = pytest.importorskip("gradio")
+    from fastenh.demo.page import build
+
+    page = build(tmp_path, tmp_path, Limits(), ("run/best.safetensors",))
+    (choice,) = [block for block in page.blocks.values() if isinstance(block, gr.Radio) and block.label == "Model"]
+    assert choice.choices[0] == ("best.safetensors", "run/best.safetensors")
+    assert ("dpt_complex", "dpt_complex") in choice.choices
+    assert choice.value == "run/best.safetensors"

@@ -15,12 +15,14 @@ from fastenh.demo.server import serving
 @click.option("--port", default=7860, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--max-megabytes", default=100.0, show_default=True, type=click.FloatRange(0, min_open=True))
 @click.option("--max-minutes", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True))
-def command(host: str, port: int, max_megabytes: float, max_minutes: float) -> None:
+@click.option("--model", "models", multiple=True, metavar="FILE", help="Offer this checkpoint, too; may be repeated.")
+def command(host: str, port: int, max_megabytes: float, max_minutes: float, models: tuple[str, ...]) -> None:
     """Show a page in the browser that enhances a recording, and lets one hear and see it before and after.
 
     It is served to this machine alone unless --host says otherwise, and fetches nothing from elsewhere. Ctrl-C ends it.
     """
-    with one_line(), stoppable() as stop, serving(host, port, Limits(max_megabytes, max_minutes)) as address:
+    limits = Limits(max_megabytes, max_minutes)
+    with one_line(), stoppable() as stop, serving(host, port, limits, models) as address:
         click.echo(f"the demo is at {address} (Ctrl-C ends it)", err=True)
         while not stop.wait(0.5):
             pass

@@ -8,7 +8,7 @@ import html
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -53,8 +53,9 @@ class StoppedError(Exception):
     """The listener has asked for it."""
 
 
-def build(folder: Path, samples: Path, limits: Limits) -> gr.Blocks:
-    """The page. It writes results into ``folder``, and offers the sounds of ``samples`` where that is there."""
+def build(folder: Path, samples: Path, limits: Limits, models: Sequence[str] = ()) -> gr.Blocks:
+    """Make the page. It writes results into ``folder``, offers the sounds of ``samples`` where that is there, and
+    ``models``, checkpoint files, before the shipped ones."""
     with gr.Blocks(title="fastenh", analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
         gr.Markdown(_FRONT)
         with gr.Row():
@@ -69,7 +70,8 @@ def build(folder: Path, samples: Path, limits: Limits) -> gr.Blocks:
                 clean = gr.File(label="Clean reference (optional, for metrics)", elem_id="clean")
             with gr.Column():
                 _offer_samples(samples, recording, clean)
-                model = gr.Radio(list(shipped_models()), value=DEFAULT, label="Model")
+                offered = [*((Path(file).name, file) for file in models), *((name, name) for name in shipped_models())]
+                model = gr.Radio(offered, value=models[0] if models else DEFAULT, label="Model")
                 limit = gr.Radio(
                     _ATTENUATIONS, value=0, label="Attenuation limit", info="Nothing is turned down by more than this."
                 )
@@ -149,7 +151,7 @@ def _steps(
         enhancement.judge(comparison, source, Path(clean))
     yield _said("Drawing ..."), gr.skip()
     seconds = comparison.before.size / comparison.rate
-    words = f"{source.name}: {seconds:.1f} s of sound, enhanced in {elapsed:.1f} s with {model}."
+    words = f"{source.name}: {seconds:.1f} s of sound, enhanced in {elapsed:.1f} s with {Path(model).name}."
     yield _said(printable(words)), _result(comparison)
 
 

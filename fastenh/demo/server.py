@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fastenh
 from fastenh.demo.enhancement import Limits
+from fastenh.enhance.enhancer import Enhancer
 from fastenh.errors import ProcessingError
 
 _HERE = Path(__file__).parent
@@ -40,11 +41,14 @@ class _Policy:
 
 
 @contextmanager
-def serving(host: str, port: int, limits: Limits) -> Iterator[str]:
-    """Serves the page while the context lasts; gives its address. What was uploaded and made is removed at the end.
+def serving(host: str, port: int, limits: Limits, models: Sequence[str] = ()) -> Iterator[str]:
+    """Serve the page while the context lasts, and yield its address. Uploads and results are removed at the end.
 
-    Raises ``DemoError`` where an extra is missing, or the address is taken.
+    ``models``: checkpoint files that are offered before the shipped models. Raises ``DemoError`` where an extra is
+    missing or the address is taken, and ``CheckpointError`` for a file that is no checkpoint.
     """
+    for model in models:
+        Enhancer.from_pretrained(model, "cpu")  # said before anybody listens
     for package in ("gradio", "matplotlib"):
         if importlib.util.find_spec(package) is None:
             raise DemoError(f"the demo needs {package}: pip install 'fastenh[demo]'")
@@ -57,7 +61,7 @@ def serving(host: str, port: int, limits: Limits) -> Iterator[str]:
 
         from fastenh.demo.page import build
 
-        page = build(results, _SAMPLES, limits)
+        page = build(results, _SAMPLES, limits, models)
         try:
             _, address, _ = page.queue(api_open=False).launch(
                 server_name=host,
