@@ -30,12 +30,16 @@ def kept(offset, *shape):
     return mask.cpu().double()
 
 
-def attention_with_masks(qkv, heads, axis):
+def attention_with_masks(qkv, heads, axis, history=0):
     """The reference's attention, its weights multiplied by the draws."""
     b, t, f, packed = qkv.shape
     split = qkv.view(b, t, f, 3, heads, -1).permute((3, 0, 1, 4, 2, 5) if axis == "frequency" else (3, 0, 2, 4, 1, 5))
     q, k, v = split.flatten(1, 3)  # (sequences * heads, length, width)
-    weights = (q @ k.transpose(1, 2) * q.shape[2] ** -0.5).softmax(-1)
+    scores = q @ k.transpose(1, 2) * q.shape[2] ** -0.5
+    if history:
+        back = torch.arange(q.shape[1])[:, None] - torch.arange(q.shape[1])
+        scores = scores.masked_fill((back < 0) | (back >= history), -torch.inf)
+    weights = scores.softmax(-1)
     masks = torch.stack([kept(3 + row, *weights.shape[1:]) for row in range(len(weights))])
     out = (weights * masks.to(weights.dtype)) @ v
     out = out.unflatten(0, (b, t if axis == "frequency" else f, heads))  # (b, inner, heads, length, width)

@@ -11,7 +11,7 @@ from benchmarks.roofline.shipped import WINDOWS, differentiate
 from fastenh.models.dpt import DPTConfig
 from fastenh.models.dpt_complex import DPTComplexConfig
 from fastenh_kernels import backend, proof, proving
-from fastenh_kernels.examples import DPT, DPT_COMPLEX, Inputs
+from fastenh_kernels.examples import DPT, DPT_COMPLEX, HISTORY, Inputs
 from fastenh_kernels.operation import OPERATIONS, dtype_of
 from fastenh_kernels.shared.launch import recording
 
@@ -97,12 +97,15 @@ def test_the_proof_takes_what_will_run():
     cases = list(proof._cases(torch.device("meta"), torch.float16, proof.FRAMES, True, "axis_attention"))
     assert [label for label, *_ in cases] == [
         f"{axis}, {frames} frames{more}"
-        for frames in (188, 256) for axis in ("frequency", "time") for more in ("", ", dropout")
-    ]  # fmt: skip
+        for frames in (188, 256)
+        for axis in ("frequency", "time", f"time, history {HISTORY}")
+        for more in ("", ", dropout")
+    ]
     assert (torch.bfloat16, torch.float32, torch.float16) == proving.DTYPES
     assert WINDOWS.frames in proof.FRAMES
     _, operation, arguments, truths_of = cases[1]
     assert arguments == (*truths_of, proof._DROPS_NOTHING)
+    assert cases[5][2][3:] == (proof._DROPS_NOTHING, HISTORY)
     with recording() as launches:
         differentiate(operation, arguments)()
     assert all(made.arguments.get("DROPOUT", 1) > 0 for made in launches)

@@ -100,23 +100,23 @@ def _cases(wanted: Iterable[Case], dtype: torch.dtype, work: Work) -> Iterator[t
     inputs = Inputs(META, dtype, work.clips, work.frames)
     layers = 0
     for name, label in wanted:
-        (arguments,) = (e.arguments for e in OPERATIONS[name].examples(inputs) if e.label == label)
+        operation = OPERATIONS[name]
+        (arguments,) = (e.arguments for e in operation.examples(inputs) if e.label == label)
         if name == "axis_layer":
             layers += 1
-            yield f"layer {layers}, {label.split()[-1]}", OPERATIONS[name], (*arguments, work.dropout)
-        else:
-            yield name, OPERATIONS[name], arguments
+            name, arguments = f"layer {layers}, {label.split()[-1]}", operation.with_dropout(arguments, work.dropout)
+        yield name, operation, arguments
 
 
 def _every_example(dtype: torch.dtype, frames: int, dropout: float) -> Iterator[tuple[Operation, str, tuple[Any, ...]]]:
     inputs = Inputs(META, dtype, 4, frames)
     for operation in OPERATIONS.values():
-        takes_dropout = operation.name in ("axis_attention", "axis_layer")
-        if takes_dropout or (frames == CLIP_FRAMES and not dropout):  # others have one configuration for all lengths
+        # others have one configuration for all lengths
+        if operation.takes_dropout or (frames == CLIP_FRAMES and not dropout):
             for example in operation.examples(inputs):
                 if not operation.serves(*example.arguments):
-                    more, label = ((dropout,), f"{example.label}, dropout") if dropout else ((), example.label)
-                    yield operation, label, (*example.arguments, *more)
+                    given = operation.with_dropout(example.arguments, dropout) if dropout else example.arguments
+                    yield operation, f"{example.label}, dropout" if dropout else example.label, given
 
 
 def _named(name: str, launches: list[Launch]) -> Iterator[tuple[str, Launch]]:

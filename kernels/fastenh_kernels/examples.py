@@ -25,6 +25,7 @@ class Shape(NamedTuple):
 
 DPT = Shape(257, 129, 32, 65, 128, 4, 512, 64)
 DPT_COMPLEX = Shape(257, 64, 32, 32, 64, 2, 128, 32)
+HISTORY = 128  # frames that a live form of ``dpt_complex`` sees, 2 s: an example, models choose
 
 
 @dataclass

@@ -55,12 +55,21 @@ class Operation:
     ) -> None:
         self.name, self.reference, self.cpu = name, reference, cpu or reference
         self.serves, self.examples, self.differentiable = serves, examples, differentiable
-        self.takes_dropout = "dropout" in inspect.signature(reference).parameters
+        self._names = list(inspect.signature(reference).parameters)
         self.kernel: Any = None  # a function, from load_kernels on
         OPERATIONS[name] = self
 
     def __call__(self, *arguments: Any) -> Any:
         return self.pick(*arguments)(*arguments)
+
+    @property
+    def takes_dropout(self) -> bool:
+        return "dropout" in self._names
+
+    def with_dropout(self, arguments: tuple[Any, ...], dropout: float) -> tuple[Any, ...]:
+        """The same arguments but for the dropout."""
+        place = self._names.index("dropout")
+        return (*arguments[:place], dropout, *arguments[place + 1 :])
 
     def pick(self, *arguments: Any) -> Callable[..., Any]:
         """The implementation for these arguments: in float64 and for what the kernel does not serve the reference."""

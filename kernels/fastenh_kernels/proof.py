@@ -79,7 +79,8 @@ def _cases(
             label = ", ".join(filter(None, (example.label, f"{count} frames")))
             yield label, operation, example.arguments, example.arguments
             if gradients and operation.takes_dropout:
-                yield f"{label}, dropout", operation, (*example.arguments, _DROPS_NOTHING), example.arguments
+                dropping = operation.with_dropout(example.arguments, _DROPS_NOTHING)
+                yield f"{label}, dropout", operation, dropping, example.arguments
 
 
 def _served(inputs: Inputs, use: str, only: str | None) -> Iterator[tuple[Operation, Example]]:

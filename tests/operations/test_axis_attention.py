@@ -14,6 +14,8 @@ from fastenh_kernels.operation import OPERATIONS
 
 pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
 AXES = pytest.mark.parametrize("axis", ["frequency", "time"])
+# (history, length): all of it seen or more, a part of a block, blocks; lengths that end within a block and at its end
+HISTORIES = [(1, 1), (3, 2), (40, 17), (1, 65), (3, 65), (128, 65), (40, 96), (65, 129), (128, 187)]
 LENGTHS = [1, 2, 17, 63, 64, 65, 80, 100, 129, 188, 257, pytest.param(401, marks=pytest.mark.slow)]
 F64 = torch.float64
 
@@ -23,20 +25,20 @@ def along(axis, length, channels):
     return (1, 2, length, channels) if axis == "frequency" else (1, length, 2, channels)
 
 
-def kernel(axis, heads=2):
-    return lambda qkv: kernel_of("axis_attention")(qkv, heads, axis, 0.0)
+def kernel(axis, heads=2, history=0):
+    return lambda qkv: kernel_of("axis_attention")(qkv, heads, axis, 0.0, history)
 
 
-def plain(axis, heads=2):
-    return lambda qkv: reference_of("axis_attention")(qkv, heads, axis, 0.0)
+def plain(axis, heads=2, history=0):
+    return lambda qkv: reference_of("axis_attention")(qkv, heads, axis, 0.0, history)
 
 
-def dropping(axis, seed):
+def dropping(axis, seed, history=0):
     """The operator that keeps what its gradient needs, with a seed of our own."""
     kernel_of("axis_attention")
     from fastenh_kernels.operations.axis_attention.forward import axis_attention_forward
 
-    return lambda qkv: axis_attention_forward(qkv, 2, axis, DROPOUT, seed)[0]
+    return lambda qkv: axis_attention_forward(qkv, 2, axis, DROPOUT, seed, history)[0]
 
 
 def test_attention_of_equal_keys_is_the_mean_of_the_values():
@@ -79,6 +81,22 @@ def test_on_a_processor(axis, dtype):
 def test_kernel(target, axis, length):
     torch.manual_seed(length)
     check(kernel(axis), plain(axis), (2 * randn(*along(axis, length, 3 * 64)),), target)
+
+
+@pytest.mark.parametrize(("history", "length"), HISTORIES)
+def test_kernel_of_a_history(target, history, length):
+    torch.manual_seed(length)
+    qkv = 2 * randn(*along("time", length, 3 * 64))
+    check(kernel("time", history=history), plain("time", history=history), (qkv,), target)
+
+
+def test_what_is_outside_of_a_history_changes_nothing(target):
+    """Not even a value that is not a number, in blocks that are not computed."""
+    qkv = randn(1, 300, 1, 192).to(*target)
+    whole = kernel("time", history=40)(qkv)
+    qkv[:, :64] = float("nan")
+    qkv[:, 256:] = float("nan")
+    assert torch.equal(kernel("time", history=40)(qkv)[:, 192:256], whole[:, 192:256])
 
 
 @AXES
@@ -138,6 +156,25 @@ def test_gradient(target, axis, length):
     check_gradients(kernel(axis), plain(axis), (2 * randn(*along(axis, length, 3 * 64)),), target)
 
 
+@pytest.mark.parametrize(("history", "length"), HISTORIES)
+def test_gradient_of_a_history(target, history, length):
+    torch.manual_seed(length)
+    qkv = 2 * randn(*along("time", length, 3 * 64))
+    check_gradients(kernel("time", history=history), plain("time", history=history), (qkv,), target)
+
+
+def test_a_history_along_bands(target):
+    qkv = randn(*along("frequency", 33, 3 * 64))
+    check_gradients(kernel("frequency", history=7), plain("frequency", history=7), (qkv,), target)
+
+
+def test_gradient_of_extreme_scores_outside_of_a_history(target):
+    """Positions that are not seen have by far the largest scores; they must count for nothing."""
+    qkv = 0.1 * randn(1, 80, 1, 3 * 64)
+    qkv[:, :40, :, :128] += 30.0
+    check_gradients(kernel("time", history=20), plain("time", history=20), (qkv,), target)
+
+
 def rounded_once(qkv, grad_out):
     """The gradient of one sequence and head as FlashAttention rounds it: weights and their gradients are multiplied in
     float32, and each is rounded once, on the way into the next product."""
@@ -190,14 +227,23 @@ def test_dropout_of_long_sequences(target):
     check_gradients(ours, lambda qkv: attention_with_masks(qkv, 2, "time"), (qkv,), target)
 
 
+def test_dropout_of_a_history(target):
+    ours = dropping("time", torch.tensor([SEED], device=target[0]), 20)
+    qkv = randn(1, 70, 1, 96)
+    check(ours, lambda qkv: attention_with_masks(qkv, 2, "time", 20), (qkv,), target)
+    check_gradients(ours, lambda qkv: attention_with_masks(qkv, 2, "time", 20), (qkv,), target)
+
+
 def test_rules_of_torch(interpreted):
     kernel_of("axis_attention")
     from fastenh_kernels.operations.axis_attention import forward
 
     rules = ("test_schema", "test_faketensor")
-    torch.library.opcheck(forward.axis_attention_operator, (randn(1, 2, 5, 96), 2, "time"), test_utils=rules)
-    kept = (randn(1, 2, 5, 96).requires_grad_(), 2, "time", 0.1, torch.tensor([3]))
+    torch.library.opcheck(forward.axis_attention_operator, (randn(1, 2, 5, 96), 2, "time", 0), test_utils=rules)
+    kept = (randn(1, 2, 5, 96).requires_grad_(), 2, "time", 0.1, torch.tensor([3]), 0)
     torch.library.opcheck(forward.axis_attention_forward, kept, test_utils=RULES)
+    torch.library.opcheck(forward.axis_attention_forward, (*kept[:-1], 3), test_utils=RULES)
+    torch.library.opcheck(forward.axis_attention_operator, (randn(1, 2, 5, 96), 2, "time", 3), test_utils=rules)
 
 
 def test_the_library_alone_without_triton_and_without_fastenh(tmp_path):

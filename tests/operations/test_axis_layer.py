@@ -26,12 +26,12 @@ AXES = pytest.mark.parametrize("axis", ["frequency", "time"])
 F64 = torch.float64
 
 
-def kernel(axis, heads=2):
-    return lambda x, *weights: kernel_of("axis_layer")(x, AxisLayerWeights(*weights), heads, axis, 0.0, 0)
+def kernel(axis, heads=2, history=0):
+    return lambda x, *weights: kernel_of("axis_layer")(x, AxisLayerWeights(*weights), heads, axis, 0.0, history)
 
 
-def plain(axis, heads=2):
-    return lambda x, *weights: reference_of("axis_layer")(x, AxisLayerWeights(*weights), heads, axis, 0.0, 0)
+def plain(axis, heads=2, history=0):
+    return lambda x, *weights: reference_of("axis_layer")(x, AxisLayerWeights(*weights), heads, axis, 0.0, history)
 
 
 def dropping(axis, seed):
@@ -39,7 +39,7 @@ def dropping(axis, seed):
     kernel_of("axis_layer")
     from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward
 
-    return lambda x, *weights: axis_layer_forward(x, weights, 2, axis, DROPOUT, seed)[0]
+    return lambda x, *weights: axis_layer_forward(x, weights, 2, axis, DROPOUT, seed, 0)[0]
 
 
 @AXES
@@ -162,7 +162,7 @@ def test_a_narrow_layer_along_f(target, monkeypatch, b, t, f):
     assert bool(whole) == (target[1] != torch.float32)
 
 
-@pytest.mark.parametrize(("width", "hidden", "history"), [(32, 64, 0), (64, 96, 0), (64, 64, 5)])
+@pytest.mark.parametrize(("width", "hidden", "history"), [(32, 64, 0), (64, 96, 5)])
 def test_what_the_kernel_does_not_serve_goes_to_the_reference(interpreted, width, hidden, history):
     operation = OPERATIONS["axis_layer"]
     arguments = (randn(1, 2, 3, width), AxisLayerWeights(*layer_weights(width, hidden)), 2, "time", 0.0, history)
@@ -176,6 +176,23 @@ def test_gradient(target, axis, b, t, f):
     """Of the input and of all twelve weights."""
     torch.manual_seed(0)
     check_gradients(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
+
+
+# lengths and bands that take other kernels where nothing is hidden: all of a layer, or the norm with attention, at once
+@pytest.mark.parametrize(("axis", "t", "f", "history"), [
+    ("time", 61, 1, 1), ("time", 61, 1, 3), ("time", 33, 2, 40), ("time", 125, 1, 128), ("frequency", 1, 32, 5),
+])  # fmt: skip
+def test_kernel_of_a_history(target, axis, t, f, history):
+    torch.manual_seed(0)
+    ours, theirs = kernel(axis, history=history), plain(axis, history=history)
+    check(ours, theirs, (randn(1, t, f, 64), *layer_weights(64, 128)), target)
+
+
+@pytest.mark.parametrize(("t", "history"), [(19, 1), (19, 3), (35, 40), pytest.param(67, 40, marks=pytest.mark.slow)])
+def test_gradient_of_a_history(target, t, history):
+    torch.manual_seed(1)  # of 0 a hidden unit is within rounding of zero
+    ours, theirs = kernel("time", history=history), plain("time", history=history)
+    check_gradients(ours, theirs, (randn(1, t, 2, 64), *layer_weights(64, 128)), target)
 
 
 def test_gradient_is_the_same_bits_again(target):
@@ -215,11 +232,13 @@ def test_rules_of_torch(interpreted):
     from fastenh_kernels.operations.axis_layer import forward
 
     plain_rules = ("test_schema", "test_faketensor")
-    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "time")
+    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "time", 0)
     torch.library.opcheck(forward.axis_layer_operator, layer, test_utils=plain_rules)
+    torch.library.opcheck(forward.axis_layer_operator, (*layer[:-1], 2), test_utils=plain_rules)
     layer = (randn(1, 2, 3, 64).requires_grad_(), [w.requires_grad_() for w in layer_weights(64, 64)], 4, "time",
-             0.1, torch.tensor([3]))  # fmt: skip
+             0.1, torch.tensor([3]), 0)  # fmt: skip
     torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)
+    torch.library.opcheck(forward.axis_layer_forward, (*layer[:-1], 2), test_utils=RULES)
 
 
 def test_backends_agree():

@@ -73,16 +73,17 @@ def launch_axis_attention_backward(
     axis: str,
     dropout: float,
     seed: Tensor | None,
+    history: int,
 ) -> Tensor:
     """The gradient of the packed projections. (B, T, F, C), (B, T, F, 3C), (B, T, F, C) -> (B, T, F, 3C).
 
-    qkv and out are contiguous; ``out``, ``lse``, ``dropout`` and ``seed`` as of ``axis_attention_forward``.
+    qkv and out are contiguous; ``out`` and all that follows as of ``axis_attention_forward``.
     """
     inner, along = dimensions(axis)
     length, width = qkv.shape[along], out.shape[3] // heads
     grad_out, grad_qkv = grad_out.contiguous(), torch.empty_like(qkv)
-    resident = resident_blocks(qkv, width, length, dropout)
-    padded = resident.rows if resident else padded_length(length, qkv.element_size())
+    resident = None if history else resident_blocks(qkv, width, length, dropout)
+    padded = resident.rows if resident else padded_length(length, qkv.element_size(), history)
     statistics = _row_statistics(grad_out, out, lse, heads, axis, padded)
     common = {
         "p_qkv": qkv,
@@ -105,7 +106,7 @@ def launch_axis_attention_backward(
     if resident:
         launch_resident_gradient(programs, resident, grad_out, statistics, common)
     else:
-        launch_streaming_gradient(programs, grad_out, statistics, common)
+        launch_streaming_gradient(programs, grad_out, statistics, common | {"HISTORY": history})
     return grad_qkv
 
 
@@ -149,7 +150,7 @@ axis_attention_backward = operator("axis_attention_backward", launch_axis_attent
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    qkv, ctx.heads, ctx.axis, ctx.dropout, seed = inputs
+    qkv, ctx.heads, ctx.axis, ctx.dropout, seed, ctx.history = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # no zeros for the softmax sums
     ctx.save_for_backward(qkv, *output, seed)
@@ -157,7 +158,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _gradient(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
     *kept, seed = ctx.saved_tensors
-    return axis_attention_backward(grad, *kept, ctx.heads, ctx.axis, ctx.dropout, seed), None, None, None, None
+    grad_qkv = axis_attention_backward(grad, *kept, ctx.heads, ctx.axis, ctx.dropout, seed, ctx.history)
+    return grad_qkv, None, None, None, None, None
 
 
 axis_attention_forward.register_autograd(_gradient, setup_context=_keep)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastenh_kernels.operations.axis_attention.band import blocks_past_rows, in_band, keys_of_rows, mean_history
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, softmax_sums, strides
 from fastenh_kernels.shared.dropout import WEIGHTS, draw_seed, drop, seed_of
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
@@ -145,8 +146,8 @@ def resident_attention_kernel(
 @triton.jit
 def _next_keys(
     b_q, b_max, b_sum, b_out, p_keys, first, o_m, length, s_qkv, seed,
-    VALUES: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    VALUES: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, SCALE: tl.constexpr, HISTORY: tl.constexpr,
+    DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Largest score, sum and weighted values of the rows after N keys more, which are all there where FULL."""
     o_n = first + tl.arange(0, N)
@@ -157,7 +158,9 @@ def _next_keys(
     else:
         b_k = tl.load(p_kv, mask=o_n[:, None] < length, other=0.0)
         b_v = tl.load(p_kv + VALUES, mask=o_n[:, None] < length, other=0.0)
-    b_s = _scores(b_q, b_k, o_n, length, FULL, PRECISION)  # [M, N]
+    b_s = _scores(b_q, b_k, o_n, length, FULL or HISTORY > 0, PRECISION)  # [M, N]
+    if HISTORY > 0:
+        b_s = tl.where(in_band(o_m.to(tl.int32)[:, None] - o_n[None, :], HISTORY), b_s, float("-inf"))
     b_new = tl.maximum(b_max, tl.max(b_s, 1) * SCALE)
     b_p = tl.exp2(b_s * SCALE - b_new[:, None])
     b_shrink = tl.exp2(b_max - b_new)
@@ -189,6 +192,7 @@ def streaming_attention_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
     WHOLE: tl.constexpr,  # the keys are blocks of N
+    HISTORY: tl.constexpr,  # positions that a row sees, itself and those before it; 0: all
     LSE: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -204,19 +208,29 @@ def streaming_attention_kernel(
     o_d = tl.arange(0, D)
     m_m = o_m[:, None] < length
     b_q = tl.load(p_qkv + o_m[:, None] * s_qkv + o_d[None, :], mask=m_m, other=0.0)  # [M, D]
-    b_max = tl.full([M], float("-inf"), tl.float32)
+    # of a history the first block of keys can lie outside of it for some rows: finite, so that their weights are 0
+    b_max = tl.full([M], float("-inf") if HISTORY == 0 else -1e30, tl.float32)
     b_sum = tl.zeros([M], tl.float32)
     b_out = tl.zeros([M, D], tl.float32)
     o_kv = p_qkv + H * D + o_d[None, :]
-    for first in tl.range(0, length - N + 1, N):
-        b_max, b_sum, b_out = _next_keys(
-            b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, seed, H * D, N, True, SCALE, DROPOUT, PRECISION
-        )
-    if not WHOLE:
-        b_max, b_sum, b_out = _next_keys(
-            b_q, b_max, b_sum, b_out, o_kv, length // N * N, o_m, length, s_qkv, seed, H * D, N, False, SCALE, DROPOUT,
-            PRECISION,
-        )  # fmt: skip
+    if HISTORY > 0:
+        begin, end = keys_of_rows(i_block * M, length, M, N, HISTORY)
+        for first in tl.range(begin, end, N):
+            b_max, b_sum, b_out = _next_keys(
+                b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, seed, H * D, N, False, SCALE, HISTORY,
+                DROPOUT, PRECISION,
+            )  # fmt: skip
+    else:
+        for first in tl.range(0, length - N + 1, N):
+            b_max, b_sum, b_out = _next_keys(
+                b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, seed, H * D, N, True, SCALE, HISTORY,
+                DROPOUT, PRECISION,
+            )  # fmt: skip
+        if not WHOLE:
+            b_max, b_sum, b_out = _next_keys(
+                b_q, b_max, b_sum, b_out, o_kv, length // N * N, o_m, length, s_qkv, seed, H * D, N, False, SCALE,
+                HISTORY, DROPOUT, PRECISION,
+            )  # fmt: skip
     b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
     if LSE:
@@ -224,25 +238,32 @@ def streaming_attention_kernel(
         tl.store(p_lse + o_m, b_max + tl.log2(b_sum), mask=o_m < length)
 
 
-def launch_axis_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
+def launch_axis_attention(qkv: Tensor, heads: int, axis: str, history: int) -> Tensor:
     """(B, T, F, 3C), channels contiguous -> (B, T, F, C)."""
-    out = _shape(qkv, heads, axis)
-    _launch(qkv, out, None, heads, axis, 0.0, None)
+    out = _shape(qkv, heads, axis, history)
+    _launch(qkv, out, None, heads, axis, 0.0, None, history)
     return out
 
 
 def launch_axis_attention_forward(
-    qkv: Tensor, heads: int, axis: str, dropout: float, seed: Tensor | None
+    qkv: Tensor, heads: int, axis: str, dropout: float, seed: Tensor | None, history: int
 ) -> tuple[Tensor, Tensor]:
     """The attention, and what its gradient needs: the logarithms to base 2 of the softmax sums, of scores times
     log2(e), (sequences * heads, length) in float32. ``seed``: of the dropout, int64, one element, on the device."""
-    out, lse = _shapes(qkv, heads, axis, dropout, seed)
-    _launch(qkv, out, lse, heads, axis, dropout, seed)
+    out, lse = _shapes(qkv, heads, axis, dropout, seed, history)
+    _launch(qkv, out, lse, heads, axis, dropout, seed, history)
     return out, lse
 
 
 def _launch(
-    qkv: Tensor, out: Tensor, lse: Tensor | None, heads: int, axis: str, dropout: float, seed: Tensor | None
+    qkv: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
+    history: int,
 ) -> None:
     inner, along = dimensions(axis)
     width = out.shape[3] // heads
@@ -263,11 +284,11 @@ def _launch(
         "PRECISION": dot_precision(qkv),
     }
     sequences = qkv.shape[0] * qkv.shape[inner] if qkv.shape[along] else 0
-    resident = _resident(qkv, width, qkv.shape[along], dropout)
+    resident = None if history else _resident(qkv, width, qkv.shape[along], dropout)
     if resident:
         _launch_resident(sequences * heads, resident, qkv, out, common)
     else:
-        _launch_streaming(sequences * heads, qkv, out, common)
+        _launch_streaming(sequences * heads, qkv, out, common, history)
 
 
 def _resident(qkv: Tensor, width: int, length: int, dropout: float) -> _Resident | None:
@@ -298,48 +319,60 @@ def _launch_resident(programs: int, sizes: _Resident, qkv: Tensor, out: Tensor, 
     )
 
 
-def _launch_streaming(programs: int, qkv: Tensor, out: Tensor, common: dict[str, Any]) -> None:
+def _launch_streaming(programs: int, qkv: Tensor, out: Tensor, common: dict[str, Any], history: int) -> None:
     length = common["length"]
     rows, keys, warps = _STREAMING[qkv.element_size()]
     if qkv.element_size() == 4 and not warpgroups(qkv.device):
         rows = 32  # registers
     elif qkv.element_size() == 2 and warpgroups(qkv.device) and length > rows and not common["DROPOUT"]:
-        rows = 128  # keys and values come from the L2 half as often
+        rows = 64 if history else 128  # of all keys and values, each comes from the L2 half as often then
     row_blocks = triton.cdiv(length, rows)
     launch(
         streaming_attention_kernel,
         programs * row_blocks,
-        lambda: _cost(qkv, out, length, (length // keys,), row_blocks),
+        lambda: _streaming_cost(qkv, out, length, rows, keys, history),
         num_warps=warps,
         **common,
         row_blocks=row_blocks,
         M=rows,
         N=keys,
-        WHOLE=length % keys == 0,
+        WHOLE=history > 0 or length % keys == 0,
+        HISTORY=history,
     )
 
 
-def _cost(qkv: Tensor, out: Tensor, length: int, loops: tuple[int, ...], row_blocks: int = 1) -> Cost:
-    """Queries and results go through the L2 once, keys and values once for every block of rows."""
-    l2 = size(out) + size(qkv) / 3 * (1 + 2 * row_blocks)
-    return Cost(loops, flop=4 * out.numel() * length, l2_bytes=l2, dram_bytes=size(qkv, out))
+def _streaming_cost(qkv: Tensor, out: Tensor, length: int, rows: int, keys: int, history: int) -> Cost:
+    """Keys and values go through the L2 once for every block of rows that sees them."""
+    row_blocks = triton.cdiv(length, rows)
+    if not history:
+        return _cost(qkv, out, length, (length // keys,), row_blocks)
+    past = blocks_past_rows(length, rows, keys, history)
+    return _cost(qkv, out, mean_history(length, history), (past,), row_blocks * past * keys / max(length, 1))
 
 
-def _shape(qkv: Tensor, heads: int, axis: str) -> Tensor:
+def _cost(qkv: Tensor, out: Tensor, seen: float, loops: tuple[float, ...], times: float = 1) -> Cost:
+    """``seen``: keys that a row sees. Queries and results go through the L2 once, keys and values so many times."""
+    l2 = size(out) + size(qkv) / 3 * (1 + 2 * times)
+    return Cost(loops, flop=4 * out.numel() * seen, l2_bytes=l2, dram_bytes=size(qkv, out))
+
+
+def _shape(qkv: Tensor, heads: int, axis: str, history: int) -> Tensor:
     return torch.empty(*qkv.shape[:3], qkv.shape[3] // 3, dtype=qkv.dtype, device=qkv.device)
 
 
-def _shapes(qkv: Tensor, heads: int, axis: str, dropout: float, seed: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _shape(qkv, heads, axis), softmax_sums(qkv, heads, axis)
+def _shapes(
+    qkv: Tensor, heads: int, axis: str, dropout: float, seed: Tensor | None, history: int
+) -> tuple[Tensor, Tensor]:
+    return _shape(qkv, heads, axis, history), softmax_sums(qkv, heads, axis)
 
 
 axis_attention_operator = operator("axis_attention", launch_axis_attention, _shape)
 axis_attention_forward = operator("axis_attention_forward", launch_axis_attention_forward, _shapes)
 
 
-def axis_attention(qkv: Tensor, heads: int, axis: str, dropout: float = 0.0) -> Tensor:
+def axis_attention(qkv: Tensor, heads: int, axis: str, dropout: float = 0.0, history: int = 0) -> Tensor:
     """What the gradient needs is kept only where one is asked for."""
     qkv = qkv.contiguous()
     if dropout or needs_gradient(qkv):
-        return axis_attention_forward(qkv, heads, axis, dropout, draw_seed(dropout, qkv.device))[0]
-    return axis_attention_operator(qkv, heads, axis)
+        return axis_attention_forward(qkv, heads, axis, dropout, draw_seed(dropout, qkv.device), history)[0]
+    return axis_attention_operator(qkv, heads, axis, history)

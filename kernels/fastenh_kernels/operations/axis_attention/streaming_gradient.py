@@ -12,6 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastenh_kernels.operations.axis_attention.band import (
+    blocks_past_rows,
+    in_band,
+    keys_of_rows,
+    mean_history,
+    rows_of_keys,
+)
 from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
 from fastenh_kernels.shared.launch import Cost, launch, size
 
@@ -54,6 +61,7 @@ def query_gradient_kernel(
     ROOT: tl.constexpr,
     SCALE: tl.constexpr,
     M: tl.constexpr,
+    HISTORY: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -69,7 +77,8 @@ def query_gradient_kernel(
     b_lse = tl.load(p_row)
     b_delta = tl.load(p_row + padded)
     b_dq = tl.zeros([M, D], tl.float32)
-    for first in tl.range(0, length, M):
+    begin, end = keys_of_rows(i_block * M, length, M, M, HISTORY)
+    for first in tl.range(begin, end, M):
         o_n = first + tl.arange(0, M)
         m_n = (o_n < length)[:, None]
         p_k = p_qkv + o_qkv + o_n.to(tl.int64)[:, None] * s + o_d[None, :] + H * D
@@ -77,6 +86,8 @@ def query_gradient_kernel(
         b_v = tl.load(p_k + H * D, mask=m_n, other=0.0)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)
         b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[:, None], 0.0))
+        if HISTORY > 0:
+            b_p = tl.where(in_band(o_m[:, None] - o_n[None, :], HISTORY), b_p, 0.0)
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         if DROPOUT > 0:
             b_dp = drop(b_dp, seed, o_m.to(tl.int64)[:, None] * length + o_n[None, :], DROPOUT)
@@ -107,6 +118,7 @@ def key_value_gradient_kernel(
     ROOT: tl.constexpr,
     SCALE: tl.constexpr,
     M: tl.constexpr,
+    HISTORY: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -121,7 +133,8 @@ def key_value_gradient_kernel(
     b_dk = tl.zeros([M, D], tl.float32)
     b_dv = tl.zeros([M, D], tl.float32)
     p_row = p_statistics + i_row * 2 * padded
-    for first in tl.range(0, length, M):
+    begin, end = rows_of_keys(i_block * M, length, M, HISTORY)
+    for first in tl.range(begin, end, M):
         o_m = first + tl.arange(0, M)
         m_m = (o_m < length)[:, None]
         b_q = tl.load(p_qkv + o_qkv + o_m.to(tl.int64)[:, None] * s + o_d[None, :], mask=m_m, other=0.0)  # [M, D]
@@ -131,6 +144,8 @@ def key_value_gradient_kernel(
         b_delta = tl.load(p_row + padded + o_m)
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * SCALE  # [N, M]
         b_p = tl.exp2(b_s - b_lse[None, :])
+        if HISTORY > 0:
+            b_p = tl.where(in_band(o_m[None, :] - o_n[:, None], HISTORY), b_p, 0.0)
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
         b_dropped = b_p
         if DROPOUT > 0:
@@ -144,29 +159,34 @@ def key_value_gradient_kernel(
     tl.store(p_grad_qkv + p_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
 
 
-def padded_length(length: int, element_size: int) -> int:
+def padded_length(length: int, element_size: int, history: int) -> int:
     """In whole blocks."""
-    block, _ = _block_of(length, element_size)
+    block, _ = _block_of(length, element_size, history)
     return triton.cdiv(length, block) * block
 
 
-def _block_of(length: int, element_size: int) -> tuple[int, int]:
+def _block_of(length: int, element_size: int, history: int) -> tuple[int, int]:
     """(rows or keys at a time, warps)."""
-    return next(sizes for longest, sizes in _BLOCKS[element_size].items() if length <= longest)
+    sizes = _BLOCKS[element_size]
+    if history and length > min(sizes):
+        return sizes[max(sizes)]  # one warp with 32 has no registers for the mask
+    return next(size for longest, size in sizes.items() if length <= longest)
 
 
 def launch_streaming_gradient(programs: int, grad_out: Tensor, statistics: Tensor, common: dict[str, Any]) -> None:
     """``common``: what all kernels of the gradient take; ``programs``: one for every sequence of a head."""
     length, padded = common["length"], statistics.shape[2]
-    block, warps = _block_of(length, grad_out.element_size())
+    history = common["HISTORY"]
+    block, warps = _block_of(length, grad_out.element_size(), history)
     blocks = triton.cdiv(length, block)
     for kernel, products, own in ((query_gradient_kernel, 3, 3), (key_value_gradient_kernel, 4, 4)):
 
         def cost(products: int = products, own: int = own) -> Cost:
-            """Own rows once; two activations stream past once for each block."""
+            """Own rows once; two activations stream past once for each block, of a history the part that it sees."""
             once, streamed = own * size(grad_out) + size(statistics), 2 * size(grad_out)
-            flop = products * 2 * grad_out.numel() * length
-            return Cost((blocks,), flop, l2_bytes=once + blocks * streamed, dram_bytes=once + streamed)
+            past = blocks_past_rows(length, block, block, history) if history else blocks
+            flop = products * 2 * grad_out.numel() * mean_history(length, history)
+            return Cost((past,), flop, l2_bytes=once + past * streamed, dram_bytes=once + streamed)
 
         launch(
             kernel,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from fastenh_kernels.examples import DPT, DPT_COMPLEX, Inputs, Shape
+from fastenh_kernels.examples import DPT, DPT_COMPLEX, HISTORY, Inputs, Shape
 from fastenh_kernels.operation import Example, Operation
 from fastenh_kernels.operations.axis_attention import Axis, serves_heads
 from fastenh_kernels.operations.axis_layer import cpu, reference
@@ -29,8 +29,6 @@ def _serves(
     x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float = 0.0, history: int = 0
 ) -> str:
     hidden, width = weights.up_weight.shape
-    if history:
-        return "attention over a limited history has no kernel"
     if width not in (64, 128) or hidden % 64:
         return f"width {width}, hidden width {hidden}: the kernel takes 64 or 128, and multiples of 64"
     return serves_heads(heads, width)
@@ -41,6 +39,8 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
         x, weights = inputs.activation(shape.bands, shape.channels), _weights(inputs, shape)
         for axis in ("frequency", "time"):
             yield Example(f"{name}, {axis}", (x, weights, shape.heads, axis))
+        if shape is DPT_COMPLEX:
+            yield Example(f"{name}, time, history {HISTORY}", (x, weights, shape.heads, "time", 0.0, HISTORY))
 
 
 def _weights(inputs: Inputs, shape: Shape) -> AxisLayerWeights:

@@ -142,6 +142,7 @@ def launch_axis_layer_backward(
     axis: str,
     dropout: float,
     seed: Tensor | None,
+    history: int,
 ) -> list[Tensor]:
     """[grad_x, and the gradients of the twelve weights in float32]. ``kept``: of ``axis_layer_forward``, without y."""
     qkv, attended, lse, mid = kept
@@ -150,7 +151,7 @@ def launch_axis_layer_backward(
     grad = launch_feed_forward_gradient(grad_y, mid, w, dropout, seed)
     grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)
     grad_out, grad_out_bias = launch_weight_gradient(_rows(grad.dropped_mid), _rows(attended))
-    grad_qkv = launch_axis_attention_backward(grad.attended, qkv, attended, lse, heads, axis, dropout, seed)
+    grad_qkv = launch_axis_attention_backward(grad.attended, qkv, attended, lse, heads, axis, dropout, seed, history)
     grad_x, normed, norm1_sums = launch_norm_linear_gradient(grad_qkv, x, grad.mid, w)
     grad_qkv_weight, grad_qkv_bias = launch_weight_gradient(_rows(grad_qkv), _rows(normed))
     grad_norm2_weight, grad_down_bias = (row.clone() for row in grad.sums.sum(0))  # an operator gives no views
@@ -185,17 +186,17 @@ axis_layer_backward = operator("axis_layer_backward", launch_axis_layer_backward
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    x, weights, ctx.heads, ctx.axis, ctx.dropout, seed = inputs
+    x, weights, ctx.heads, ctx.axis, ctx.dropout, seed, ctx.history = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # no zeros for what is kept
     ctx.save_for_backward(seed, x, *output[1:], *weights)
 
 
-def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor, list[Tensor], None, None, None, None]:
+def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | list[Tensor] | None, ...]:
     seed, x, *saved = ctx.saved_tensors
     kept, weights = saved[:4], saved[4:]
-    gradients = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis, ctx.dropout, seed)
-    return gradients[0], as_dtypes_of(gradients[1:], weights), None, None, None, None
+    gradients = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis, ctx.dropout, seed, ctx.history)
+    return gradients[0], as_dtypes_of(gradients[1:], weights), None, None, None, None, None
 
 
 axis_layer_forward.register_autograd(_gradient, setup_context=_keep)

@@ -123,23 +123,29 @@ def _tiles(x: Tensor) -> tuple[int, int, int]:
     return 64, columns, 4 if warpgroups(x.device) else 8
 
 
-def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
+def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, history: int) -> Tensor:
     """Without dropout. (B, T, F, C) -> (B, T, F, C).
 
     ``weights``: the tensors of ``AxisLayerWeights`` in order, matrices in the dtype of x.
     """
     x, weights = x.contiguous(), AxisLayerWeights(*weights)
-    if narrow.takes(x, weights, heads, axis):
+    if not history and narrow.takes(x, weights, heads, axis):
         return narrow.launch_narrow(x, weights, heads)
-    if pays(x, heads, axis):
+    if not history and pays(x, heads, axis):
         attended = launch_norm_attention(x, weights, heads, axis)
     else:
-        attended = launch_axis_attention(launch_norm_linear(x, weights), heads, axis)
+        attended = launch_axis_attention(launch_norm_linear(x, weights), heads, axis, history)
     return launch_project_feed_forward(attended, x, weights, None, 0.0, None)
 
 
 def launch_axis_layer_forward(
-    x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, dropout: float, seed: Tensor | None
+    x: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
+    history: int,
 ) -> list[Tensor]:
     """``axis_layer`` with dropout, and what its gradient needs: [y, qkv, attended, softmax sums, mid].
 
@@ -147,18 +153,24 @@ def launch_axis_layer_forward(
     """
     x, weights = x.contiguous(), AxisLayerWeights(*weights)
     qkv = launch_norm_linear(x, weights)
-    attended, lse = launch_axis_attention_forward(qkv, heads, axis, dropout, seed)
+    attended, lse = launch_axis_attention_forward(qkv, heads, axis, dropout, seed, history)
     mid = torch.empty_like(x)
     y = launch_project_feed_forward(attended, x, weights, mid, dropout, seed)
     return [y, qkv, attended, lse, mid]
 
 
-def _shape(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str) -> Tensor:
+def _shape(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, history: int) -> Tensor:
     return like(x)
 
 
 def _shapes(
-    x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, dropout: float, seed: Tensor | None
+    x: Tensor,
+    weights: Sequence[Tensor],
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
+    history: int,
 ) -> list[Tensor]:
     qkv = x.new_empty(*x.shape[:3], 3 * x.shape[3])
     return [like(x), qkv, like(x), softmax_sums(x, heads, axis), like(x)]
@@ -171,9 +183,9 @@ axis_layer_forward = operator("axis_layer_forward", launch_axis_layer_forward, _
 def axis_layer(
     x: Tensor, weights: AxisLayerWeights, heads: int, axis: str, dropout: float = 0.0, history: int = 0
 ) -> Tensor:
-    """What the gradient needs is kept only where one is asked for; ``history`` is 0, or the reference runs."""
+    """What the gradient needs is kept only where one is asked for."""
     x = x.to(autocast_dtype(x))
     rounded = list(weights.with_matrices_in(x.dtype))
     if dropout or needs_gradient(x, *weights):
-        return axis_layer_forward(x, rounded, heads, axis, dropout, draw_seed(dropout, x.device))[0]
-    return axis_layer_operator(x, rounded, heads, axis)
+        return axis_layer_forward(x, rounded, heads, axis, dropout, draw_seed(dropout, x.device), history)[0]
+    return axis_layer_operator(x, rounded, heads, axis, history)
