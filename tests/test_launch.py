@@ -57,4 +57,5 @@ def test_configurations_go_by_what_a_chip_offers(architecture, warpgroups, share
     meta = torch.device("meta")
     with launch.recording(architecture):
         assert launch.warpgroups(meta) is warpgroups
+        assert launch.tensor_memory(meta) is (architecture == 100)
         assert launch.shared_memory(meta) == 1024 * shared

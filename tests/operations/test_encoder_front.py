@@ -60,7 +60,7 @@ def test_what_the_kernel_does_not_serve_goes_to_the_reference(interpreted):
 
 
 def test_rules_of_torch(interpreted):
-    arguments = (spectrum(1, 5, 3), randn(4, 1, 3, 3).requires_grad_(), randn(4).requires_grad_(), False)
+    arguments = (spectrum(1, 5, 3), randn(4, 1, 3, 3).requires_grad_(), randn(4).requires_grad_(), False, torch.float32)
     kernel_of("encoder_front")
     from fastenh_kernels.operations.encoder_front.forward import encoder_front_operator
 

@@ -98,6 +98,12 @@ def warpgroups(device: torch.device) -> bool:
     return _capability(device) // 10 == 9
 
 
+def tensor_memory(device: torch.device) -> bool:
+    """Whether products are summed in a memory of their own (sm_100). They come from there to the registers at once, so
+    kernels that fill the registers elsewhere spill."""
+    return _capability(device) // 10 == 10
+
+
 def shared_memory(device: torch.device) -> int:
     """Bytes a block may have."""
     if _records is not None or device.type != "cuda":

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_attention.band import blocks_past_rows, in_band, keys_of_rows, mean_history
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, softmax_sums, strides
 from fastenh_kernels.shared.dropout import WEIGHTS, draw_seed, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.operators import needs_gradient, operator
 
 
@@ -326,6 +326,8 @@ def _launch_streaming(programs: int, qkv: Tensor, out: Tensor, common: dict[str,
         rows = 32  # registers
     elif qkv.element_size() == 2 and warpgroups(qkv.device) and length > rows and not common["DROPOUT"]:
         rows = 64 if history else 128  # of all keys and values, each comes from the L2 half as often then
+    if tensor_memory(qkv.device):
+        warps = 8  # four have 28 spill instructions
     row_blocks = triton.cdiv(length, rows)
     launch(
         streaming_attention_kernel,

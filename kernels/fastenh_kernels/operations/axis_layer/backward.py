@@ -146,7 +146,7 @@ def launch_axis_layer_backward(
 ) -> list[Tensor]:
     """[grad_x, and the gradients of the twelve weights in float32]. ``kept``: of ``axis_layer_forward``, without y."""
     qkv, attended, lse, mid = kept
-    w = AxisLayerWeights(*weights)
+    w = AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     x, grad_y = x.contiguous(), grad_y.contiguous()
     grad = launch_feed_forward_gradient(grad_y, mid, w, dropout, seed)
     grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)

@@ -126,9 +126,9 @@ def _tiles(x: Tensor) -> tuple[int, int, int]:
 def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, history: int) -> Tensor:
     """Without dropout. (B, T, F, C) -> (B, T, F, C).
 
-    ``weights``: the tensors of ``AxisLayerWeights`` in order, matrices in the dtype of x.
+    ``weights``: the tensors of ``AxisLayerWeights`` in order, in any dtype: matrices are rounded to that of x.
     """
-    x, weights = x.contiguous(), AxisLayerWeights(*weights)
+    x, weights = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     if not history and narrow.takes(x, weights, heads, axis):
         return narrow.launch_narrow(x, weights, heads)
     if not history and pays(x, heads, axis):
@@ -151,7 +151,7 @@ def launch_axis_layer_forward(
 
     ``weights``: as above. ``seed``: int64, one element, on the device. The same seed drops the same values.
     """
-    x, weights = x.contiguous(), AxisLayerWeights(*weights)
+    x, weights = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     qkv = launch_norm_linear(x, weights)
     attended, lse = launch_axis_attention_forward(qkv, heads, axis, dropout, seed, history)
     mid = torch.empty_like(x)
@@ -183,9 +183,9 @@ axis_layer_forward = operator("axis_layer_forward", launch_axis_layer_forward, _
 def axis_layer(
     x: Tensor, weights: AxisLayerWeights, heads: int, axis: str, dropout: float = 0.0, history: int = 0
 ) -> Tensor:
-    """What the gradient needs is kept only where one is asked for."""
+    """What the gradient needs is kept only where one is asked for. Matrices are rounded inside of the operator, so that
+    their gradients come out of it in the dtype of the parameters."""
     x = x.to(autocast_dtype(x))
-    rounded = list(weights.with_matrices_in(x.dtype))
     if dropout or needs_gradient(x, *weights):
-        return axis_layer_forward(x, rounded, heads, axis, dropout, draw_seed(dropout, x.device), history)[0]
-    return axis_layer_operator(x, rounded, heads, axis, history)
+        return axis_layer_forward(x, list(weights), heads, axis, dropout, draw_seed(dropout, x.device), history)[0]
+    return axis_layer_operator(x, list(weights), heads, axis, history)

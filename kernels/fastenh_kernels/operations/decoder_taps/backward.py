@@ -18,7 +18,7 @@ def launch_decoder_taps_backward(grad: Tensor, x: Tensor, skip: Tensor, matrix: 
     """
     channels = x.shape[3]
     grad = grad.contiguous().flatten(3)
-    grad_x = input_gradient(grad, matrix.flip(0).transpose(1, 2), x)
+    grad_x = input_gradient(grad, matrix.to(x.dtype).flip(0).transpose(1, 2), x)
     sums = matrix_gradient(grad, x.contiguous(), skip.contiguous(), step=channels, used=channels, start=0)
     return grad_x, sums
 

@@ -10,10 +10,10 @@ from fastenh_kernels.shared.time_taps import walk
 
 
 def launch_decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
-    """All have one dtype, which is that of the result."""
+    """The dtype of x and skip is that of the result; the matrix is rounded to it."""
     bands, channels = x.shape[2:]
     out = _shapes(x, skip, matrix)
-    walk(x.contiguous(), skip.contiguous(), matrix, None, out, bands=bands, step=channels, start=0)
+    walk(x.contiguous(), skip.contiguous(), matrix.to(x.dtype), None, out, bands=bands, step=channels, start=0)
     return out
 
 
@@ -27,4 +27,4 @@ decoder_taps_operator = operator("decoder_taps", launch_decoder_taps, _shapes)
 
 def decoder_taps(x: Tensor, skip: Tensor, matrix: Tensor) -> Tensor:
     x = x.to(autocast_dtype(x))
-    return decoder_taps_operator(x, skip.to(x.dtype), matrix.to(x.dtype))
+    return decoder_taps_operator(x, skip.to(x.dtype), matrix)

@@ -22,7 +22,7 @@ def launch_encoder_conv_backward(grad: Tensor, x: Tensor, matrix: Tensor) -> tup
     """
     channels = x.shape[3]
     grad = grad.contiguous()
-    grad_x = input_gradient(grad, _pair_matrix(matrix, channels), x)
+    grad_x = input_gradient(grad, _pair_matrix(matrix.to(x.dtype), channels), x)
     row = {"step": 2 * channels, "used": 3 * channels, "start": -channels}
     sums = matrix_gradient(grad, x.contiguous(), None, **row, bias=True)
     return grad_x, sums[:, :-1].contiguous(), sums[1, -1].clone()  # results of an operator share no memory

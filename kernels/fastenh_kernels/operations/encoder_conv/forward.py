@@ -13,9 +13,10 @@ from fastenh_kernels.shared.time_taps import walk
 
 
 def launch_encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    """Matrix and x have one dtype, which is that of the result."""
+    """The dtype of x is that of the result; the matrix is rounded to it."""
     channels = x.shape[3]
     out = _shapes(x, matrix, bias, relu)
+    matrix = matrix.to(x.dtype)
     walk(x.contiguous(), None, matrix, bias, out, bands=out.shape[2], step=2 * channels, start=-channels, relu=relu)
     return out
 
@@ -29,5 +30,4 @@ encoder_conv_operator = operator("encoder_conv", launch_encoder_conv, _shapes)
 
 
 def encoder_conv(x: Tensor, matrix: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    x = x.to(autocast_dtype(x))
-    return encoder_conv_operator(x, matrix.to(x.dtype), bias, relu)
+    return encoder_conv_operator(x.to(autocast_dtype(x)), matrix, bias, relu)

@@ -143,15 +143,15 @@ def _shapes(grad: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
 encoder_front_backward = operator("encoder_front_backward", launch_encoder_front_backward, _shapes)
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
-    spectrum, weight, bias, ctx.relu = inputs
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    spectrum, weight, bias, ctx.relu, _ = inputs
     ctx.save_for_backward(spectrum, weight, bias, output if ctx.relu else None)
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     spectrum, weight, bias, output = ctx.saved_tensors
     gradients = encoder_front_backward(grad * (output > 0) if ctx.relu else grad, spectrum)
-    return None, *as_dtypes_of(gradients, (weight, bias)), None
+    return None, *as_dtypes_of(gradients, (weight, bias)), None, None
 
 
 encoder_front_operator.register_autograd(_gradient, setup_context=_keep)

@@ -86,12 +86,12 @@ def encoder_front_kernel(
         b_next = b_0 * b_before0 + b_1 * b_before1 + b_2 * b_before2 + b_bias
 
 
-def launch_encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    """The spectrum by any strides; the result has the dtype of ``weight``."""
+def launch_encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
+    """The spectrum by any strides; ``dtype`` is that of the result, to which the weight is rounded."""
     batch, bins, frames = spectrum.shape
     channels = weight.shape[0]
     pairs = torch.view_as_real(spectrum)
-    out = _shapes(spectrum, weight, bias, relu)
+    out = _shapes(spectrum, weight, bias, relu, dtype)
     bands = out.shape[2]
     tiles = triton.cdiv(batch * bands, _ROWS)
     chunk = chunk_of(frames, tiles, spectrum.device)
@@ -108,7 +108,7 @@ def launch_encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: b
         num_warps=_WARPS,
         num_stages=1,
         p_spectrum=pairs,
-        p_weight=weight.contiguous(),
+        p_weight=weight.to(dtype).contiguous(),
         p_bias=bias,
         p_out=out,
         rows=batch * bands,
@@ -127,14 +127,14 @@ def launch_encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: b
     return out
 
 
-def _shapes(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+def _shapes(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool, dtype: torch.dtype) -> Tensor:
     batch, bins, frames = spectrum.shape
     shape = (batch, frames, (bins + 1) // 2, weight.shape[0])
-    return torch.empty(shape, dtype=weight.dtype, device=spectrum.device)
+    return torch.empty(shape, dtype=dtype, device=spectrum.device)
 
 
 encoder_front_operator = operator("encoder_front", launch_encoder_front, _shapes)
 
 
 def encoder_front(spectrum: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-    return encoder_front_operator(spectrum, weight.to(autocast_dtype(weight)), bias, relu)
+    return encoder_front_operator(spectrum, weight, bias, relu, autocast_dtype(weight))

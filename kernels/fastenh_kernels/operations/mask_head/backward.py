@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.mask_head.forward import mask_head
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 from fastenh_kernels.shared.upsampling import band_blocks
 
@@ -156,7 +156,7 @@ def launch_mask_head_backward(
         mask_head_backward_kernel,
         blocks * groups,
         cost,
-        num_warps=4,
+        num_warps=8 if tensor_memory(z.device) else 4,  # four have 53 spill instructions there
         num_stages=2 if warpgroups(z.device) else 1,  # the second spills
         p_grad=grad_pairs,
         p_z=z.contiguous(),
