@@ -146,7 +146,7 @@ def test_a_finished_folder_without_the_right_to_write_is_skipped(tmp_path, run, 
     def refused(manifest):
         raise PermissionError(13, "Permission denied", str(manifest.folder))
 
-    monkeypatch.setattr("fastenh.enhance.manifest.Manifest._opened", refused)
+    monkeypatch.setattr("fastenh.enhance.manifest.FileManifest._opened", refused)
     assert "1 skipped" in run(tmp_path / "in", "-o", tmp_path / "out")
     wav(tmp_path / "in" / "b.wav")
     said = run(tmp_path / "in", "-o", tmp_path / "out", code=1)
