@@ -45,7 +45,9 @@ def parse(text: str) -> Path:
         raise RemoteUsageError(f"{text}: needs the extra: pip install 'fastenh[cloud]' ({error})") from error
     except (ValueError, TypeError, OSError) as error:
         raise RemoteUsageError(f"{text}: {_first_line(error)}") from error
-    return path if isinstance(path, Path) else cast(Path, path)  # file:// is local
+    if isinstance(path, Path) and not text.lower().startswith(("file:", "local:")):
+        raise RemoteUsageError(f"{text}: no such kind of store")
+    return cast(Path, path)
 
 
 def is_remote(path: Path) -> bool:

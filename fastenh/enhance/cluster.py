@@ -15,7 +15,6 @@ import threading
 import time
 import uuid
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 import fastenh
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.enhance.exported import is_exported
-from fastenh.enhance.job import About, Meter, Options, Result, StopError, Work, remove_abandoned_of, roots_of
+from fastenh.enhance.job import ENDED, About, Meter, Options, Result, Work, remove_abandoned_of, roots_of
 from fastenh.enhance.layout import Task
 from fastenh.errors import ProcessingError, UsageError
 
@@ -272,7 +271,7 @@ class _Worker:
         if times > _ATTEMPTS:
             return Result(task.source, None, "failed", error=f"{task.source}: {times - 1} workers were lost at it")
         result = None
-        with suppress(StopError, CancelledError):
+        with suppress(*ENDED):
             while times and result is None:
                 _, result = self._work.attempt(task)
         return result

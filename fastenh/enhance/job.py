@@ -101,8 +101,11 @@ class Meter:
             self.bytes += size
 
 
-class StopError(Exception):
+class _StopError(Exception):
     """The job ends early."""
+
+
+ENDED = (_StopError, CancelledError)  # what ``Work.attempt`` raises in the middle of a file, as if it had not begun
 
 
 def run(
@@ -154,7 +157,7 @@ def _in_threads(work: Work, tasks: Sequence[Task], jobs: int, stop: threading.Ev
                     work.stop()
                     left.clear()
                 for future in done:
-                    with suppress(StopError, CancelledError):  # in the middle of a file: as if it had not been begun
+                    with suppress(*ENDED):
                         task, result = future.result()
                         if result is None:
                             left.append(task)
@@ -205,9 +208,9 @@ class Work:
         self.engine.stop()
 
     def attempt(self, task: Task) -> tuple[Task, Result | None]:
-        """Enhance one file; nothing where another process works on it. Raises ``StopError`` where the job ends."""
+        """Enhance one file; nothing where another process works on it. Raises one of ``ENDED``."""
         if self.stopped.is_set():
-            raise StopError
+            raise _StopError
         result = self._result(task)
         if result is None:
             self.stopped.wait(_PAUSE)
@@ -312,7 +315,7 @@ class Work:
         told = 0.0
         for block in reader.blocks():
             if self.stopped.is_set():
-                raise StopError
+                raise _StopError
             given.count(block)
             share = min(size * block.shape[1] / max(reader.frames, 1), size - told)
             told += share

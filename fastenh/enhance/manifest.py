@@ -91,7 +91,9 @@ class Manifest(ABC):
             return None
         return entry["audio_seconds"], entry["warnings"]
 
-    def add(self, source: Path, target: Path, seconds: float, audio_seconds: float, warnings: Sequence[str]) -> None:
+    def add(
+        self, source: Path, target: Path, seconds: float, audio_seconds: float = 0.0, warnings: Sequence[str] = ()
+    ) -> None:
         """Note a finished file."""
         entry: dict[str, Any] = {"target": self.key(target), "written": stamp(target)}
         entry |= {"source": str(source.resolve()), "read": stamp(source), "seconds": round(seconds, 3)}
