@@ -206,7 +206,8 @@ def joined(address: str | None, model: Model, options: Options, workers: int | N
     ours = not ray.is_initialized()
     try:
         if ours:
-            ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
+            with _hushed():
+                ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {_first_line(error)}") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -215,6 +216,19 @@ def joined(address: str | None, model: Model, options: Options, workers: int | N
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Ray's core prints to standard error that it was told to print less; what fails is raised besides."""
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def _describe(model: Model) -> tuple[About, str]:
