@@ -230,7 +230,7 @@ class Work:
         manifest = None if task.root is None else self.manifests.get(task.root)
         if task.leads_out():
             raise AudioError(f"{task.target}: a link leads out of the output folder, nothing is written there")
-        if self._is_finished(task, manifest):  # before it is claimed, for which a folder must be writable
+        if self._look(task, manifest)[0]:  # before it is claimed, for which a folder must be writable
             return self._found(task, manifest)
         if manifest is None or self.options.plan:
             return self._make(task, manifest)
@@ -238,9 +238,9 @@ class Work:
             return self._make(task, manifest) if mine else None
 
     def _make(self, task: Task, manifest: Manifest | None) -> Result:
-        if self._is_finished(task, manifest):  # by another process, while this one waited for it
+        is_finished, again = self._look(task, manifest)
+        if is_finished:  # by another process, while this one waited for it
             return self._found(task, manifest)
-        again = self._again(task, manifest)
         began = time.perf_counter()
         if self.options.plan:
             _rehearse(task, self.options)
@@ -255,8 +255,12 @@ class Work:
         result.again = again
         return result
 
-    def _is_finished(self, task: Task, manifest: Manifest | None) -> bool:
-        return _exists(task.target) and not self._redone(task, manifest) and not self._again(task, manifest)
+    def _look(self, task: Task, manifest: Manifest | None) -> tuple[bool, str]:
+        """Whether there is nothing to do; and why an output that exists is made again, unless it is in any case."""
+        if not _exists(task.target) or self._redone(task, manifest):
+            return False, ""
+        again = manifest.changed(task.source, task.target) if manifest else ""
+        return not again, again
 
     def _found(self, task: Task, manifest: Manifest | None) -> Result:
         self.meter.add(0.0, _size(task.source))
@@ -268,12 +272,6 @@ class Work:
     def _redone(self, task: Task, manifest: Manifest | None) -> bool:
         """``overwrite`` replaces what was there before this job, not what another process made meanwhile."""
         return self.options.overwrite and not (manifest and manifest.is_recent(task.target))
-
-    def _again(self, task: Task, manifest: Manifest | None) -> str:
-        """Why an output that exists is made again; nothing where it is not there, or replaced in any case."""
-        if manifest is None or self._redone(task, manifest) or not _exists(task.target):
-            return ""
-        return manifest.changed(task.source, task.target)
 
     def _enhance(self, task: Task, reader: Reader | TrackReader) -> Result:
         """In blocks from file to file: a recording of any length takes the same memory."""
