@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from fastenh.cli import main as fastenh
 
-pytestmark = [pytest.mark.slow, pytest.mark.linux]
 EPOCHS, STEPS = 12, 2
 TINY = [
     "config.channels=16", "config.front_channels=4", "config.head_channels=8", "config.heads=2", "config.blocks=1",
@@ -77,6 +76,8 @@ def undisturbed(node, tmp_path):
     return load_file(tmp_path / "undisturbed" / "last.safetensors")
 
 
+@pytest.mark.slow
+@pytest.mark.linux
 def test_a_lost_process_is_started_again_and_the_run_ends_as_if_nothing_was(node, tmp_path, undisturbed):
     folder = tmp_path / "run"
     first = node(folder)
