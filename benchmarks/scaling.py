@@ -126,7 +126,7 @@ def main() -> None:
         "--model", action="append", help="shipped model, checkpoint or tiny (default: dpt_complex, tiny)"
     )
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--workers", type=int, nargs="+", default=[*range(1, (os.cpu_count() or 1) + 1)])
+    parser.add_argument("--workers", type=int, nargs="*", default=[*range(1, (os.cpu_count() or 1) + 1)])
     parser.add_argument("--files", type=int, default=60)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rate", type=int, default=44_100)

@@ -31,6 +31,7 @@ def two_slots():
         patch.setenv("PYTHONPATH", os.path.dirname(__file__))  # noqa: PTH120 (the workers below are of this module)
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+        patch.setenv("RAY_worker_niceness", "0")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
         yield
         ray.shutdown()
@@ -172,13 +173,13 @@ def start(*arguments):
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_with_the_window_at_hand(run, folder, whole, tmp_path, tiny_checkpoint, stop):
-    """Sent to all processes of the terminal, as a terminal does."""
+    """Ctrl-C goes to all processes of a terminal, SIGTERM to the one that is named."""
     out = tmp_path / "out"
     job = start(folder, "-o", out, "--model", tiny_checkpoint, "--engine", "ray", "--workers", "2")
     while not out.exists() or not finished(out):
         assert job.poll() is None, job.communicate()[0]
         time.sleep(0.01)
-    os.killpg(job.pid, stop)
+    (os.killpg if stop == signal.SIGINT else os.kill)(job.pid, stop)
     said, _ = job.communicate(timeout=120)
     assert job.returncode == 1, said
     assert "Traceback" not in said

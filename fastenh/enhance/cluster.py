@@ -194,6 +194,7 @@ def joined(address: str | None, model: Model, options: Options, workers: int | N
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of remarks that Ray makes about Ray Data
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as the local engine: they would give way to all else
     try:
         import ray
         import ray.data
