@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import tempfile
 import threading
 import time
@@ -207,6 +208,7 @@ def joined(address: str | None, model: Model, options: Options, workers: int | N
     ours = not ray.is_initialized()
     try:
         if ours:
+            _check_answer(address or os.environ.get("RAY_ADDRESS", ""))
             with _hushed():
                 ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -217,6 +219,13 @@ def joined(address: str | None, model: Model, options: Options, workers: int | N
     finally:
         if ours:
             ray.shutdown()
+
+
+def _check_answer(address: str) -> None:
+    """Raises ``OSError`` where nothing answers at HOST:PORT, which Ray would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), _PATIENCE).close()
 
 
 @contextmanager
@@ -303,5 +312,5 @@ class _Worker:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return lines[0].rstrip(".:") if lines else type(error).__name__
