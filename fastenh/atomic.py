@@ -22,9 +22,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastenh import remote
+from fastenh.errors import ProcessingError
+
 _creating = threading.RLock()  # a signal may call abandon() in the thread that holds it
 _unfinished: set[Path] = set()
-_PREFIX, _LOCKED_PREFIX = ".fastenh-new-", ".fastenh-part-"
+_PREFIX, _LOCKED_PREFIX = ".fastenh-new-", remote.PART
 
 
 @contextmanager
@@ -32,17 +35,45 @@ def replacing(path: Path, mode: int | None = None, prefix: str = _PREFIX) -> Ite
     """Yield a temporary file to write to or to replace, which becomes ``path`` when the context ends without an error.
 
     Its name begins with ``prefix`` and has the suffix of ``path``, whose folder must exist. mode: the permissions of
-    the file; unless given, those that the umask leaves, as for any new file. Raises ``OSError``.
+    the file; unless given, those that the umask leaves, as for any new file. Raises ``OSError`` and ``RemoteError``.
     """
+    if remote.is_remote(path):
+        with _temporary(None, prefix, path.suffix) as temporary:
+            yield temporary
+            remote.store(temporary, path)
+        return
+    with _temporary(path.parent, prefix, path.suffix) as temporary:
+        yield temporary
+        temporary.chmod(0o666 & ~_UMASK if mode is None else mode)
+        temporary.replace(path)
+
+
+@contextmanager
+def fetched(path: Path) -> Iterator[Path]:
+    """Yield a local copy of a remote file, which ends with the context; a local file is yielded itself.
+
+    Errors that name the copy name ``path`` instead. Raises ``RemoteError``.
+    """
+    if not remote.is_remote(path):
+        yield path
+        return
+    with _temporary(None, _PREFIX, path.suffix) as copy:
+        try:
+            remote.get(path, copy)
+            yield copy
+        except ProcessingError as error:
+            raise type(error)(str(error).replace(str(copy), str(path))) from error
+
+
+@contextmanager
+def _temporary(folder: Path | None, prefix: str, suffix: str) -> Iterator[Path]:
     with _creating:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=suffix)
         temporary = Path(name)
         _unfinished.add(temporary)
     os.close(handle)  # Windows replaces no open file
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_UMASK if mode is None else mode)
-        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
@@ -70,6 +101,9 @@ def abandon() -> None:
 
 def remove_abandoned(folder: Path) -> None:
     """Remove the temporary files of runs that were killed; those of runs that go on are locked, and stay."""
+    if remote.is_remote(folder):
+        remote.remove_abandoned(folder)
+        return
     for path in folder.glob(f"{_LOCKED_PREFIX}*"):
         with suppress(OSError), path.open("rb") as file:
             _lock(file.fileno())

@@ -146,7 +146,7 @@ def test_a_finished_folder_without_the_right_to_write_is_skipped(tmp_path, run, 
     def refused(manifest):
         raise PermissionError(13, "Permission denied", str(manifest.folder))
 
-    monkeypatch.setattr("fastenh.enhance.manifest.Manifest._opened", refused)
+    monkeypatch.setattr("fastenh.enhance.manifest.FileManifest._opened", refused)
     assert "1 skipped" in run(tmp_path / "in", "-o", tmp_path / "out")
     wav(tmp_path / "in" / "b.wav")
     said = run(tmp_path / "in", "-o", tmp_path / "out", code=1)
@@ -367,8 +367,8 @@ def test_report(tmp_path, run):
     content = json.loads(report.read_text())
     assert set(content) == {"fastenh", "settings", "summary", "files"}
     assert set(content["settings"]) == {
-        "model", "device", "dtype", "backend", "atten_lim_db", "bandwidth", "track", "bit_rate", "span_seconds",
-        "context_seconds", "dry_run",
+        "engine", "model", "device", "dtype", "backend", "atten_lim_db", "bandwidth", "track", "bit_rate",
+        "span_seconds", "context_seconds", "dry_run",
     }  # fmt: skip
     assert set(content["summary"]) == {
         "enhanced", "again", "skipped", "failed", "planned", "warned", "passed_over", "audio_seconds",

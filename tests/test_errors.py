@@ -15,6 +15,7 @@ from fastenh.data.pairs import PairError
 from fastenh.demo.enhancement import RecordingError
 from fastenh.demo.server import DemoError
 from fastenh.devices import DeviceError
+from fastenh.enhance.cluster import ClusterError, ClusterUsageError
 from fastenh.enhance.enhancer import EnhancementError
 from fastenh.enhance.layout import JobError
 from fastenh.enhance.spans import SpanError
@@ -25,6 +26,7 @@ from fastenh.models.export import ExportError
 from fastenh.models.registry import ModelError
 from fastenh.plots.figures import PictureNameError, PlotError
 from fastenh.plots.inside import ChoiceError
+from fastenh.remote import RemoteError, RemoteUsageError
 from fastenh.train.loop import TrainingError
 from fastenh.train.ranks import RankError
 from fastenh.train.recipe import RecipeError
@@ -34,16 +36,19 @@ from fastenh_kernels import BackendError
 # class: exit code, and the class of Python's own that callers may catch it by
 OURS = {
     ChoiceError: (2, ValueError),
+    ClusterUsageError: (2, ValueError),
     DeviceError: (2, ValueError),
     JobError: (2, ValueError),
     ModelError: (2, ValueError),
     PictureNameError: (2, ValueError),
     RankError: (2, ValueError),
     RecipeError: (2, ValueError),
+    RemoteUsageError: (2, ValueError),
     SpanError: (2, ValueError),
     ArchiveError: (1, ValueError),
     AudioError: (1, Exception),
     CheckpointError: (1, ValueError),
+    ClusterError: (1, Exception),
     DemoError: (1, Exception),
     EnhancementError: (1, RuntimeError),
     ExportError: (1, RuntimeError),
@@ -51,6 +56,7 @@ OURS = {
     PairError: (1, ValueError),
     PlotError: (1, ValueError),
     RecordingError: (1, Exception),
+    RemoteError: (1, Exception),
     RunError: (1, ValueError),
     TrainingError: (1, RuntimeError),
 }

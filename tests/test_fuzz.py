@@ -288,11 +288,11 @@ def test_any_manifest(lines):
         target = Path(folder, "b.wav")
         target.write_bytes(b"made")
         Path(folder, manifest.NAME).write_bytes(b"".join(lines))
-        before = manifest.Manifest(Path(folder), {})
+        before = manifest.FileManifest(Path(folder), {})
         before.changed(target, target)
         with before.claim(target) as mine:
             assert mine
             before.add(target, target, 1.0)
         before.close()
-        assert manifest.Manifest(Path(folder), {}).changed(target, target) == ""
-        assert manifest.Manifest(Path(folder), {"model": 1}).changed(target, target) == "other settings: model"
+        assert manifest.FileManifest(Path(folder), {}).changed(target, target) == ""
+        assert manifest.FileManifest(Path(folder), {"model": 1}).changed(target, target) == "other settings: model"

@@ -27,8 +27,8 @@ main(prog_name="fastenh")
 HOLD = """
 import sys, time
 from pathlib import Path
-from fastenh.enhance.manifest import Manifest
-with Manifest(Path(sys.argv[1]), {}).claim(Path(sys.argv[2])) as mine:
+from fastenh.enhance.manifest import FileManifest
+with FileManifest(Path(sys.argv[1]), {}).claim(Path(sys.argv[2])) as mine:
     print(mine, flush=True)
     time.sleep(60)
 """
@@ -153,7 +153,7 @@ def test_a_claim_is_of_one_process_at_a_time_and_ends_with_it(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path), str(target)]
     other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "True\n"
-    ours = manifest.Manifest(tmp_path, {})
+    ours = manifest.FileManifest(tmp_path, {})
     with ours.claim(target) as mine, ours.claim(Path(tmp_path, "b.wav")) as free:
         assert (mine, free) == (False, True)
     other.kill()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import soundfile
 
-from fastenh.atomic import replacing_locked
+from fastenh.atomic import fetched, replacing_locked
 from fastenh.audio import compression, tags
 from fastenh.audio.lengths import WIDTHS, doubts, speaks_of_sound
 from fastenh.audio.listing import MEDIA_SUFFIXES
@@ -115,6 +115,12 @@ class Reader:
 @contextmanager
 def reading(path: Path, track: int | None = None) -> Iterator[Reader | TrackReader]:
     """Open a file; ``track`` picks one of several sound tracks, else the first is taken. Raises ``AudioError``."""
+    with fetched(path) as local, _reading(local, track) as reader:
+        yield reader
+
+
+@contextmanager
+def _reading(path: Path, track: int | None) -> Iterator[Reader | TrackReader]:
     if path.suffix.lower() in MEDIA_SUFFIXES:
         from fastenh.audio import media  # which needs what is defined here
 
@@ -154,7 +160,7 @@ def count_frames(path: Path) -> int:
     if path.suffix.lower() in MEDIA_SUFFIXES:
         with reading(path) as reader:
             return reader.frames
-    with _readable(path), opened(path) as file:
+    with fetched(path) as local, _readable(local), opened(local) as file:
         return file.frames
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import util
 from pathlib import Path
+
+from fastenh import remote
 
 _CONTAINERS = "wav wave rf64 w64 flac ogg oga opus mp3 aif aiff aifc au snd caf"
 _MEDIA = "m4a m4b mp4 m4v mov mkv mka webm weba wma wmv aac"
@@ -29,6 +31,8 @@ def list_audio(
     Links to folders are not followed; ``on_error`` is told of folders that cannot be looked into, and ``passed`` counts
     by ending (".m4a") the files that hold sound and are passed over, since nothing here reads them.
     """
+    if remote.is_remote(folder):
+        return _list_remote(folder, passed)
     found: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=on_error):
         if SKIP_MARKER in names and Path(root) != folder:
@@ -36,11 +40,26 @@ def list_audio(
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         if passed is not None:
-            seen = (Path(name).suffix.lower() for name in names if not name.startswith("."))
-            passed.update(ending for ending in seen if ending in UNREAD_SUFFIXES or lacks_media(ending))
+            passed.update(_unread(names))
         paths = (Path(root, name) for name in names if is_audio_name(name))
         found += [path for path in paths if not _is_special(path)]
     return sorted(found)
+
+
+def _list_remote(folder: Path, passed: Counter[str] | None) -> list[Path]:
+    """As ``list_audio``, from one listing of all keys."""
+    keys = [key for key in remote.keys(folder) if not any(part.startswith(".") for part in key.split("/")[:-1])]
+    marked = tuple(key.removesuffix(SKIP_MARKER) for key in keys if key.endswith("/" + SKIP_MARKER))
+    keys = [key for key in keys if not key.startswith(marked)]
+    if passed is not None:
+        passed.update(_unread(key.rpartition("/")[2] for key in keys))
+    return sorted(folder / key for key in keys if is_audio_name(key.rpartition("/")[2]))
+
+
+def _unread(names: Iterable[str]) -> Iterator[str]:
+    """The endings of files that hold sound and are passed over."""
+    seen = (Path(name).suffix.lower() for name in names if not name.startswith("."))
+    return (ending for ending in seen if ending in UNREAD_SUFFIXES or lacks_media(ending))
 
 
 def _is_special(path: Path) -> bool:

@@ -8,10 +8,12 @@ from pathlib import Path
 import click
 
 from fastenh.cli.errors import one_line
+from fastenh.cli.places import Place
 from fastenh.data.archives import unpack
 from fastenh.data.corpus import PACK_SUFFIX, Corpus
 from fastenh.errors import printable
 from fastenh.models.frontend import SAMPLE_RATE
+from fastenh.remote import stamp
 
 
 @click.group("data")
@@ -44,10 +46,8 @@ def prepare(archives: tuple[Path, ...], folder: Path, max_gb: float) -> None:
 
 
 @command.command("pack")
-@click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option(
-    "-o", "--output", "path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The pack."
-)
+@click.argument("sources", nargs=-1, required=True, type=Place(exists=True))
+@click.option("-o", "--output", "path", required=True, type=Place(dir_okay=False), help="The pack.")
 def pack(sources: tuple[Path, ...], path: Path) -> None:
     """Pack the recordings of SOURCES (folders, or packs) as 16 kHz mono, 16 bit, into one file.
 
@@ -64,5 +64,5 @@ def pack(sources: tuple[Path, ...], path: Path) -> None:
         began = time.perf_counter()
         Corpus.load([path], SAMPLE_RATE)
         seconds = time.perf_counter() - began
-        size = f"{corpus.seconds / 3600:.2f} hours, {path.stat().st_size / 1e6:,.1f} MB"
+        size = f"{corpus.seconds / 3600:.2f} hours, {stamp(path)[0] / 1e6:,.1f} MB"
         click.echo(f"{printable(str(path))}: {len(corpus):,} recordings, {size}, opened again in {seconds:.3f} s")

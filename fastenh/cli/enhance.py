@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ from fastenh.audio.listing import advice
 from fastenh.audio.pipes import RAW_FORMATS, Raw
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
+from fastenh.cli.places import Place
 from fastenh.cli.progress import progress
 from fastenh.cli.terminal import Terminal
 from fastenh.enhance import job, pipe
+from fastenh.enhance.cluster import Model, joined
 from fastenh.enhance.enhancer import BANDWIDTHS, CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
 from fastenh.enhance.exported import is_exported
 from fastenh.enhance.layout import JobError, Names, lay_out
@@ -29,7 +34,17 @@ from fastenh.models.registry import DEFAULT
 from fastenh.plots.figures import need_matplotlib
 from fastenh.plots.page import write_page
 from fastenh_kernels import backend
-from fastenh_kernels.backend import Choice
+
+Run = Callable[..., Generator[job.Result, None, None]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who does the work, by name; the others are for a cluster."""
+
+    name: str
+    address: str | None
+    workers: int | None
 
 
 class _Shard(click.ParamType):
@@ -70,10 +85,8 @@ class _BatchSize(click.IntRange):
 
 
 @click.command("enhance")
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUT...")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write to; for a single input file, also a file."
-)
+@click.argument("inputs", nargs=-1, required=True, type=Place(), metavar="INPUT...")
+@click.option("-o", "--output", type=Place(), help="Folder to write to; for a single input file, also a file.")
 @click.option(
     "--model",
     default=DEFAULT,
@@ -126,9 +139,20 @@ class _BatchSize(click.IntRange):
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, but write nothing.")
 @click.option(
     "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=Place(dir_okay=False),
     help="Write a report on each file: JSON, or a page with pictures (.html).",
 )
+@click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="Who does the work: this process, or the workers of a Ray cluster (needs the extra ray).",
+)
+@click.option(
+    "--address", help="Ray cluster to use: auto, HOST:PORT, ray://HOST:PORT.  [default: one started on this machine]"
+)
+@click.option("--workers", type=click.IntRange(1), help="Number of Ray workers.  [default: one per GPU, else per core]")
 @click.option("--jobs", type=click.IntRange(1), help="Number of files to process at a time.  [default: threads + 1]")
 @click.option("--threads", type=click.IntRange(1), help="Number of model threads on the CPU.  [default: one per core]")
 @click.option(
@@ -172,6 +196,9 @@ def command(
     overwrite: bool,
     dry_run: bool,
     report: Path | None,
+    engine: str,
+    address: str | None,
+    workers: int | None,
     jobs: int | None,
     threads: int | None,
     batch_size: int | None,
@@ -214,38 +241,54 @@ def command(
             raise JobError(f"no audio files in {', '.join(map(str, inputs))}{_passed_over(layout.passed)}")
         number, count = shard or (1, 1)
         tasks = layout.tasks[number - 1 :: count]
-        enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=batch_size, bandwidth=bandwidth, **spans)
-        exported = is_exported(model)
-        choice = Choice("onnxruntime", "the model is exported") if exported else backend.choose(enhancer.device)
-        if verbose:
-            console.print(f"backend {choice.name}: {choice.reason}")
-        results = [job.Result(path, None, "failed", error=reason) for path, reason in layout.bad]
-        for result in results:
-            _show(result, errors, console, verbose)
-        meter = job.Meter(tasks)
         options = job.Options(overwrite, atten_lim, jobs, threads, dry_run, track, bitrate)
-        with (
-            stoppable() as stop,
-            progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files,
-            closing(job.run(tasks, enhancer, options, meter, stop)) as run,
-        ):
-            for result in run:
-                results.append(result)
-                files.done += 1
-                _show(result, errors, console, verbose or dry_run)
-        results.sort(key=lambda result: result.source)
-        summary = summarise(results, time.perf_counter() - began, layout.passed)
-        if report is not None:
-            named: dict[str, Any] = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
-            named |= {"backend": choice.name, "atten_lim_db": atten_lim, "bandwidth": bandwidth}
-            named |= {"track": track, "bit_rate": bitrate, **spans, "dry_run": dry_run}
-            (write_page if page else write_report)(report, results, summary, named)
-        console.print(_words(summary, results))
+        loaded = {"batch_size": batch_size, "bandwidth": bandwidth, **spans}
+        chosen = Engine(engine, address, workers)
+        with _started(chosen, (model, device, dtype, backend_name), loaded, options) as (run, about):
+            if verbose:
+                console.print(f"backend {about.backend.name}: {about.backend.reason}")
+            results = [job.Result(path, None, "failed", error=reason) for path, reason in layout.bad]
+            for result in results:
+                _show(result, errors, console, verbose)
+            meter = job.Meter(tasks)
+            with (
+                stoppable() as stop,
+                progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files,
+                closing(run(tasks, meter=meter, stop=stop)) as found,
+            ):
+                for result in found:
+                    results.append(result)
+                    files.done += 1
+                    _show(result, errors, console, verbose or dry_run)
+            results.sort(key=lambda result: result.source.parts)
+            summary = summarise(results, time.perf_counter() - began, layout.passed)
+            if report is not None:
+                named: dict[str, Any] = {"model": model, "device": about.device, "dtype": about.dtype}
+                named |= {"engine": engine, "backend": about.backend.name, "atten_lim_db": atten_lim}
+                named |= {"bandwidth": bandwidth, "track": track, "bit_rate": bitrate, **spans, "dry_run": dry_run}
+                (write_page if page else write_report)(report, results, summary, named)
+            console.print(_words(summary, results))
     left = len(tasks) - files.done
     if left:
         errors.print(f"stopped with {left} files left; give the same command again to resume")
     if summary.failed or left:
         raise SystemExit(1)
+
+
+@contextmanager
+def _started(
+    engine: Engine, named: tuple[str, str, str, str], loaded: dict[str, Any], options: job.Options
+) -> Iterator[tuple[Run, job.About]]:
+    """What runs the job, and what it runs on. named: model, device, dtype and backend; loaded: how the model is."""
+    model, device, dtype, _ = named
+    if engine.name == "ray":
+        with joined(engine.address, Model.of(*named, loaded), options, engine.workers) as cluster:
+            yield cluster.run, cluster.about
+        return
+    if engine.address or engine.workers:
+        raise click.UsageError("--address and --workers need --engine ray")
+    enhancer = Enhancer.from_pretrained(model, device, dtype, **loaded)
+    yield partial(job.run, enhancer=enhancer, options=options), job.About.of(enhancer, model)
 
 
 def _show(result: job.Result, errors: Terminal, console: Terminal, verbose: bool) -> None:
@@ -275,8 +318,15 @@ def _words(summary: Summary, results: list[job.Result]) -> str:
         parts.append(f"{int(minutes)}:{seconds:04.1f} of audio")
         parts.append(f"real-time factor {factor:.3f} ({1 / factor:.1f}x)")
     targets = [str(result.target.parent) for result in results if result.target is not None]
-    where = f" -> {os.path.commonpath(targets)}" if targets else ""
+    where = f" -> {_common(targets)}" if targets else ""
     return ", ".join(parts) + where + _passed_over(summary.passed_over)
+
+
+def _common(folders: list[str]) -> str:
+    if not any("://" in folder for folder in folders):
+        return os.path.commonpath(folders)
+    parts = zip(*(folder.split("/") for folder in folders), strict=False)
+    return "/".join(same[0] for same in takewhile(lambda same: len(set(same)) == 1, parts))
 
 
 def _passed_over(counts: Mapping[str, int]) -> str:

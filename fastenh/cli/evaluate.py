@@ -18,6 +18,7 @@ from fastenh.allocator import keep_freed_memory
 from fastenh.audio.files import read_mono
 from fastenh.audio.listing import list_audio
 from fastenh.cli.errors import one_line
+from fastenh.cli.places import Place
 from fastenh.cli.terminal import Terminal
 from fastenh.data.pairs import Pair, PairError, match_pairs
 from fastenh.enhance.enhancer import Enhancer
@@ -25,21 +26,20 @@ from fastenh.evaluate import metrics
 from fastenh.evaluate.comparison import Comparison, compare
 from fastenh.evaluate.rows import Rows
 from fastenh.evaluate.tables import comparison_table, write_csv, write_json
+from fastenh.remote import stamp
 
 PART = ".part"  # behind the name of the results: what is known so far
 
 
 @click.command("evaluate")
-@click.argument("noisy", type=click.Path(path_type=Path))
-@click.argument("clean", type=click.Path(path_type=Path))
+@click.argument("noisy", type=Place())
+@click.argument("clean", type=Place())
 @click.option(
     "--model", "models", multiple=True, help="A shipped model, a checkpoint or an exported model; may be repeated."
 )
-@click.option("--enhanced", type=click.Path(path_type=Path), help="Folder of files that any program enhanced.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the results as JSON.")
-@click.option(
-    "--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write a CSV with one line per file."
-)
+@click.option("--enhanced", type=Place(), help="Folder of files that any program enhanced.")
+@click.option("--out", type=Place(dir_okay=False), help="Write the results as JSON.")
+@click.option("--csv", "csv_path", type=Place(dir_okay=False), help="Write a CSV with one line per file.")
 @click.option("--device", default="auto", show_default=True, help="Device to compute on: auto, cpu, cuda ...")
 @click.option(
     "--dtype",
@@ -138,10 +138,9 @@ def _stopped_in_words(errors: Terminal, result: Path | None) -> Iterator[None]:
         raise SystemExit(1) from None
 
 
-def _stamps(paths: Sequence[Path | None]) -> list[list[int] | None]:
+def _stamps(paths: Sequence[Path | None]) -> list[list[Any] | None]:
     """Size and time of change of each file, by which it is known whether it is still the same."""
-    states = [path.stat() if path is not None and path.is_file() else None for path in paths]
-    return [[state.st_size, state.st_mtime_ns] if state else None for state in states]
+    return [stamp(path) if path is not None and path.is_file() else None for path in paths]
 
 
 def _find(folder: Path, pairs: list[Pair]) -> dict[str, Path]:

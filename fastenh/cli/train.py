@@ -16,10 +16,10 @@ from fastenh.evaluate.metrics import DIGITS, LABELS
 from fastenh.models.registry import count_parameters
 from fastenh.train.journal import Event
 from fastenh.train.loop import Trainer
-from fastenh.train.ranks import joined
+from fastenh.train.ranks import from_first, joined
 from fastenh.train.recipe import load_recipe, shipped_recipes
 from fastenh.train.sources import open_sources
-from fastenh.train.state import claim
+from fastenh.train.state import claim, holds_run
 
 
 @click.command("train", epilog=f"Shipped recipes: {', '.join(shipped_recipes())}.")
@@ -38,6 +38,11 @@ from fastenh.train.state import claim
 @click.option("--set", "settings", multiple=True, metavar="a.b=c", help="Change a key of the recipe; may be repeated.")
 @click.option("--resume", is_flag=True, help="Resume the run in the folder.")
 @click.option(
+    "--resume-or-start",
+    is_flag=True,
+    help="Resume the run in the folder, or start it where there is none (torchrun starts lost processes like this).",
+)
+@click.option(
     "--branch",
     "trunk",
     metavar="RUN",
@@ -52,6 +57,7 @@ def command(
     folder: Path,
     settings: tuple[str, ...],
     resume: bool,
+    resume_or_start: bool,
     trunk: Path | None,
     max_minutes: float | None,
     device: str,
@@ -68,6 +74,8 @@ def command(
         console = Terminal(quiet=not first)
         given = [f"data.{key}={json.dumps(value)}" for key, value in data.items() if value]
         recipe = load_recipe(recipe_name, [*given, *settings])
+        if resume_or_start:
+            resume = from_first(holds_run(folder) if first else None)
         if first:
             claim(folder, resume)
         sources = open_sources(recipe, target, share)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastenh.atomic import replacing
+from fastenh.atomic import fetched, replacing
 from fastenh.audio.files import AudioError, read_mono
 from fastenh.audio.listing import list_audio
 from fastenh.data.broken import left_out
@@ -127,7 +127,7 @@ def _decode(path: Path, sample_rate: int, warnings: list[str]) -> np.ndarray | A
 
 def _unpack(path: Path, sample_rate: int) -> Corpus:
     try:
-        with safe_open(path, framework="pt") as file:
+        with fetched(path) as local, safe_open(local, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("fastenh.corpus", "null"))
             if not isinstance(header, dict) or header.get("format") != _PACK_FORMAT:
                 raise AudioError(f"{path}: not a corpus packed by this fastenh (fastenh data pack makes one)")

@@ -12,6 +12,7 @@ from fastenh.audio.files import AudioError, count_frames, read_mono
 from fastenh.audio.listing import list_audio
 from fastenh.data.broken import left_out
 from fastenh.errors import ProcessingError
+from fastenh.remote import reported
 
 _TOLERATED_LAG = 0.010  # seconds: less is an offset of the recording chain, more is another take
 _SEARCHED_LAG = 0.5
@@ -36,10 +37,13 @@ def match_pairs(noisy: Path, clean: Path, warnings: list[str] | None = None) -> 
     lengths differ, unless there is ``warnings``, which then names it, and it is left out (``broken.py``: if they are
     few).
     """
+    are_files = []
     for path in (noisy, clean):
-        if not path.exists():
-            raise PairError(f"{path}: no such file or folder")
-    if noisy.is_file() and clean.is_file():
+        with reported(path):
+            if not path.exists():
+                raise PairError(f"{path}: no such file or folder")
+            are_files.append(path.is_file())
+    if all(are_files):
         pairs = [Pair(noisy.stem, noisy, clean)]
     else:
         pairs = _match(_by_path(noisy), _by_path(clean)) or _match_strictly(noisy, clean)

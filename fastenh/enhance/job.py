@@ -7,8 +7,9 @@ import os
 import tempfile
 import threading
 import time
+import uuid
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -17,15 +18,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastenh.atomic import remove_abandoned
+from fastenh import remote
+from fastenh.atomic import fetched, remove_abandoned
 from fastenh.audio import files, remux
 from fastenh.audio.files import AudioError, Reader
 from fastenh.audio.media import TrackReader
 from fastenh.enhance.blend import usable
 from fastenh.enhance.engine import Pool
-from fastenh.enhance.enhancer import EnhancementError, Enhancer
+from fastenh.enhance.enhancer import Enhancer
+from fastenh.enhance.exported import is_exported
 from fastenh.enhance.layout import Task
-from fastenh.enhance.manifest import Manifest
+from fastenh.enhance.manifest import Manifest, open_manifest
+from fastenh.errors import ProcessingError
+from fastenh_kernels import backend
+from fastenh_kernels.backend import Choice
 
 _PAUSE = 0.2  # seconds between two looks at what other processes are at work on
 _FILES_AT_A_TIME = 16  # on a GPU: enough to fill its batches while some of them wait for the disk
@@ -46,6 +52,21 @@ class Options:
     plan: bool = False
     track: int | None = None
     bit_rate: int | None = None
+
+
+@dataclass(frozen=True)
+class About:
+    """What a job runs on."""
+
+    device: str
+    dtype: str
+    backend: Choice
+
+    @classmethod
+    def of(cls, enhancer: Enhancer, source: str) -> About:
+        exported = is_exported(source)
+        choice = Choice("onnxruntime", "the model is exported") if exported else backend.choose(enhancer.device)
+        return cls(str(enhancer.device), str(enhancer.dtype), choice)
 
 
 @dataclass
@@ -84,6 +105,9 @@ class _StopError(Exception):
     """The job ends early."""
 
 
+ENDED = (_StopError, CancelledError)  # what ``Work.attempt`` raises in the middle of a file, as if it had not begun
+
+
 def run(
     tasks: Sequence[Task],
     enhancer: Enhancer,
@@ -99,31 +123,29 @@ def run(
     Each of ``jobs`` threads reads, resamples and writes one file after the other; the windows of all of them go to
     the threads of the model. On the CPU these run a window each on one core, which is faster than a window on many.
     """
-    settings = {
-        "model": enhancer.identity,
-        "dtype": str(enhancer.dtype),
-        "span": enhancer.spans.span,
-        "context": enhancer.spans.context,
-        "atten_lim_db": options.atten_lim_db,
-        "bandwidth": enhancer.bandwidth,
-        "track": options.track,
-        "bit_rate": options.bit_rate,
-    }
-    manifests = {root: Manifest(root, settings) for root in {task.root for task in tasks} if root is not None}
     if not options.plan:
-        for folder in {task.target.parent for task in tasks if not task.leads_out()}:
-            remove_abandoned(folder)
-    on_cpu = enhancer.device.type == "cpu"
-    threads = options.threads or torch.get_num_threads()
-    workers = threads if on_cpu else 1
-    jobs = min(options.jobs or (workers + 1 if on_cpu else _FILES_AT_A_TIME), max(len(tasks), 1))
-    with Pool(enhancer.run, enhancer.batch_size, workers, 1 if on_cpu else threads) as engine:
-        work = _Work(enhancer, engine, options, manifests, meter or Meter([]))
-        with closing(work), closing(_in_threads(work, tasks, jobs, stop or threading.Event())) as results:
+        remove_abandoned_of(tasks)
+    workers = options.threads or torch.get_num_threads()
+    with Work(enhancer, options, workers, roots_of(tasks), meter or Meter([])) as work:
+        jobs = min(options.jobs or work.files_at_a_time, max(len(tasks), 1))
+        with closing(_in_threads(work, tasks, jobs, stop or threading.Event())) as results:
             yield from results
 
 
-def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Generator[Result, None, None]:
+def roots_of(tasks: Iterable[Task]) -> set[Path]:
+    """The output folders that keep a manifest."""
+    return {task.root for task in tasks if task.root is not None}
+
+
+def remove_abandoned_of(tasks: Iterable[Task]) -> None:
+    """Remove what jobs that were killed left where ``tasks`` write."""
+    here = {task.target.parent for task in tasks if not remote.is_remote(task.target) and not task.leads_out()}
+    stores = {root for root in roots_of(tasks) if remote.is_remote(root)}  # with all below: one listing
+    for folder in here | stores:
+        remove_abandoned(folder)
+
+
+def _in_threads(work: Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Generator[Result, None, None]:
     left, begun = deque(tasks), set[Future[tuple[Task, Result | None]]]()
     with ThreadPoolExecutor(jobs) as threads:
         try:
@@ -135,7 +157,7 @@ def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.E
                     work.stop()
                     left.clear()
                 for future in done:
-                    with suppress(_StopError, CancelledError):  # in the middle of a file: as if it had not been begun
+                    with suppress(*ENDED):
                         task, result = future.result()
                         if result is None:
                             left.append(task)
@@ -145,27 +167,48 @@ def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.E
             work.stop()
 
 
-class _Work:
-    """What the threads of a job share."""
+class Work:
+    """What the threads of a job share, each of which attempts one file after the other. Use it as a context."""
 
     def __init__(
-        self, enhancer: Enhancer, engine: Pool, options: Options, manifests: dict[Path, Manifest], meter: Meter
+        self, enhancer: Enhancer, options: Options, threads: int, roots: Iterable[Path], meter: Meter, job: str = ""
     ) -> None:
-        self.enhancer, self.engine, self.options = enhancer, engine, options
-        self.manifests, self.meter = manifests, meter
+        """job: a name that the processes of one job have in common; this process alone is one unless given."""
+        self.enhancer, self.options, self.meter = enhancer, options, meter
+        settings = {
+            "model": enhancer.identity,
+            "dtype": str(enhancer.dtype),
+            "span": enhancer.spans.span,
+            "context": enhancer.spans.context,
+            "atten_lim_db": options.atten_lim_db,
+            "bandwidth": enhancer.bandwidth,
+            "track": options.track,
+            "bit_rate": options.bit_rate,
+        }
+        job = job or uuid.uuid4().hex
+        self.manifests = {root: open_manifest(root, settings, job) for root in roots}
+        on_cpu = enhancer.device.type == "cpu"
+        workers = threads if on_cpu else 1
+        self.files_at_a_time = workers + 1 if on_cpu else _FILES_AT_A_TIME
+        self.engine = Pool(enhancer.run, enhancer.batch_size, workers, 1 if on_cpu else threads)
         self.stopped = threading.Event()
+
+    def __enter__(self) -> Work:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.engine.__exit__()
+        for manifest in self.manifests.values():
+            manifest.close()
 
     def stop(self) -> None:
         """The threads end with the window at hand."""
         self.stopped.set()
         self.engine.stop()
 
-    def close(self) -> None:
-        for manifest in self.manifests.values():
-            manifest.close()
-
     def attempt(self, task: Task) -> tuple[Task, Result | None]:
-        """Enhance one file; nothing where another process works on it. Raises ``_StopError`` where the job ends."""
+        """Enhance one file; nothing where another process works on it. Raises one of ``ENDED``."""
         if self.stopped.is_set():
             raise _StopError
         result = self._result(task)
@@ -177,7 +220,7 @@ class _Work:
         began = time.perf_counter()
         try:
             result = self._do(task)
-        except (AudioError, EnhancementError, OSError, MemoryError, RuntimeError, ValueError) as error:
+        except (ProcessingError, OSError, MemoryError, RuntimeError, ValueError) as error:
             result = Result(task.source, None, "failed", error=_explained(error, task))
         if result is not None:
             result.elapsed_seconds = time.perf_counter() - began
@@ -187,17 +230,17 @@ class _Work:
         manifest = None if task.root is None else self.manifests.get(task.root)
         if task.leads_out():
             raise AudioError(f"{task.target}: a link leads out of the output folder, nothing is written there")
-        if self._is_finished(task, manifest):  # before it is claimed, for which a folder must be writable
-            return self._skipped(task)
+        if self._look(task, manifest)[0]:  # before it is claimed, for which a folder must be writable
+            return self._found(task, manifest)
         if manifest is None or self.options.plan:
             return self._make(task, manifest)
         with manifest.claim(task.target) as mine:
             return self._make(task, manifest) if mine else None
 
     def _make(self, task: Task, manifest: Manifest | None) -> Result:
-        if self._is_finished(task, manifest):  # by another process, while this one waited for it
-            return self._skipped(task)
-        again = self._again(task, manifest)
+        is_finished, again = self._look(task, manifest)
+        if is_finished:  # by another process, while this one waited for it
+            return self._found(task, manifest)
         began = time.perf_counter()
         if self.options.plan:
             _rehearse(task, self.options)
@@ -208,26 +251,27 @@ class _Work:
             with files.reading(task.source, self.options.track) as reader:
                 result = self._enhance(task, reader)
         if manifest:
-            manifest.add(task.source, task.target, time.perf_counter() - began)
+            manifest.add(task.source, task.target, time.perf_counter() - began, result.audio_seconds, result.warnings)
         result.again = again
         return result
 
-    def _is_finished(self, task: Task, manifest: Manifest | None) -> bool:
-        return task.target.exists() and not self._redone(task, manifest) and not self._again(task, manifest)
+    def _look(self, task: Task, manifest: Manifest | None) -> tuple[bool, str]:
+        """Whether there is nothing to do; and why an output that exists is made again, unless it is in any case."""
+        if not _exists(task.target) or self._redone(task, manifest):
+            return False, ""
+        again = manifest.changed(task.source, task.target) if manifest else ""
+        return not again, again
 
-    def _skipped(self, task: Task) -> Result:
+    def _found(self, task: Task, manifest: Manifest | None) -> Result:
         self.meter.add(0.0, _size(task.source))
+        made = manifest.made(task.target) if manifest else None
+        if made:  # by a worker of this job that was lost before it could tell
+            return Result(task.source, task.target, "enhanced", made[0], warnings=made[1])
         return Result(task.source, task.target, "skipped")
 
     def _redone(self, task: Task, manifest: Manifest | None) -> bool:
         """``overwrite`` replaces what was there before this job, not what another process made meanwhile."""
         return self.options.overwrite and not (manifest and manifest.is_recent(task.target))
-
-    def _again(self, task: Task, manifest: Manifest | None) -> str:
-        """Why an output that exists is made again; nothing where it is not there, or replaced in any case."""
-        if manifest is None or self._redone(task, manifest) or not task.target.exists():
-            return ""
-        return manifest.changed(task.source, task.target)
 
     def _enhance(self, task: Task, reader: Reader | TrackReader) -> Result:
         """In blocks from file to file: a recording of any length takes the same memory."""
@@ -235,7 +279,7 @@ class _Work:
         encoding = files.converted(before, task.source, task.target)
         if self.options.bit_rate:
             encoding = replace(encoding, bit_rate=self.options.bit_rate)
-        task.target.parent.mkdir(parents=True, exist_ok=True)
+        remote.make_folder(task.target.parent)
         with files.writing(task.target, encoding, reader.frames) as writer:
             noisy = self._watched(reader, given, _size(task.source))
             for block in self.enhancer.stream(
@@ -257,8 +301,9 @@ class _Work:
                 noisy, encoding.channels, encoding.sample_rate, self.options.atten_lim_db, self.engine, remarks
             )
 
-        task.target.parent.mkdir(parents=True, exist_ok=True)
-        warnings = remux.rewrite(task.source, task.target, clean, self.options.track, self.options.bit_rate)
+        remote.make_folder(task.target.parent)
+        with fetched(task.source) as source:
+            warnings = remux.rewrite(source, task.target, clean, self.options.track, self.options.bit_rate)
         seconds = sum(given.frames / rate for given, rate in tallies)
         warnings = _invalid(sum(given.invalid for given, _ in tallies)) + remarks + warnings
         return Result(task.source, task.target, "enhanced", seconds, warnings=warnings)
@@ -299,13 +344,16 @@ def _rehearse(task: Task, options: Options) -> None:
         rehearsed = Path(folder, task.target.name)
         try:
             if remux.rewrites(task.target):
-                remux.rewrite(task.source, rehearsed, _beginning, options.track, options.bit_rate, sound_alone=True)
+                with fetched(task.source) as source:
+                    remux.rewrite(source, rehearsed, _beginning, options.track, options.bit_rate, sound_alone=True)
             else:
                 with files.reading(task.source, options.track) as reader:
                     encoding = files.converted(reader.encoding, task.source, task.target)
                     files.write(rehearsed, next(_beginning(reader)), encoding)
         except AudioError as error:
             raise AudioError(str(error).replace(str(rehearsed), str(task.target))) from error
+    if remote.is_remote(task.target):  # whether one may write there is known when one does
+        return
     place = next(folder for folder in task.target.parents if folder.exists())
     if not place.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
@@ -326,8 +374,14 @@ def _explained(error: Exception, task: Task) -> str:
     return text if str(task.source) in text or str(task.target) in text else f"{task.source}: {text}"
 
 
+def _exists(path: Path) -> bool:
+    with remote.reported(path):
+        return path.exists()
+
+
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
-    except OSError:
+        with remote.reported(path):
+            return path.stat().st_size
+    except (OSError, remote.RemoteError):
         return 0

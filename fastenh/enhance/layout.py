@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fastenh.audio import listing
 from fastenh.errors import UsageError
+from fastenh.remote import is_remote, reported
 
 DEFAULT_SUFFIX = "-enhanced"
 
@@ -63,9 +64,11 @@ def lay_out(inputs: Sequence[Path], names: Names) -> Layout:
     layout = Layout()
     several = len(inputs) > 1
     for path in inputs:
-        if path.is_dir():
+        with reported(path):
+            is_folder, is_file = path.is_dir(), path.is_file()
+        if is_folder:
             layout.tasks += _folder_tasks(path, _folder_target(path, names, several), names, layout)
-        elif not path.is_file():
+        elif not is_file:
             layout.bad.append((path, f"{path}: no such file or folder"))
         elif advice := listing.advice([path.suffix.lower()]):
             layout.bad.append((path, f"{path}: {advice}"))
@@ -93,7 +96,7 @@ def _folder_tasks(folder: Path, target: Path, names: Names, layout: Layout) -> l
     inside = _real(target)
     if inside != _real(folder):  # what an earlier run put there is no input
         sources = [path for path in sources if inside not in _real(path).parents]
-    tasks = [Task(path, names.rename(target / path.relative_to(folder)), target) for path in sources]
+    tasks = [Task(path, names.rename(target / path.relative_to(folder).as_posix()), target) for path in sources]
     earlier = {_real(task.target) for task in tasks} if names.suffix else set()
     return [task for task in tasks if _real(task.source) not in earlier]
 
@@ -102,7 +105,9 @@ def _file_target(path: Path, names: Names, several: bool) -> Path:
     output, ending = names.output, names.ending or path.suffix
     if output is None:
         return names.rename(path, names.suffix or DEFAULT_SUFFIX)
-    if not several and not output.is_dir() and listing.is_audio_name(output.name):
+    with reported(output):
+        is_folder = output.is_dir()
+    if not several and not is_folder and listing.is_audio_name(output.name):
         if output.suffix.lower() != ending.lower():
             raise JobError(f"{output}: the name must end in {ending}; --format {output.suffix[1:]} makes another one")
         return output
@@ -122,4 +127,6 @@ def _check_targets(tasks: list[Task]) -> None:
 
 
 def _real(path: Path) -> Path:
+    if is_remote(path):
+        return path.resolve()
     return Path(os.path.realpath(path))  # Path.resolve raises where links go round in a circle

@@ -14,6 +14,7 @@ from typing import Any
 import fastenh
 from fastenh.atomic import replacing
 from fastenh.enhance.job import Result
+from fastenh.remote import is_remote, make_folder
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,9 @@ def write_report(path: Path, results: Sequence[Result], summary: Summary, settin
         "summary": {**dataclasses.asdict(summary), "real_time_factor": summary.real_time_factor},
         "files": [_record(result) for result in results],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(report, indent=2, default=str, ensure_ascii=False) + "\n"
-    is_device = path.parent == Path("/dev") or (path.exists() and not path.is_file())
+    is_device = not is_remote(path) and (path.parent == Path("/dev") or (path.exists() and not path.is_file()))
     with nullcontext(path) if is_device else replacing(path) as written:
         written.write_bytes(text.encode("utf-8", "backslashreplace"))
 

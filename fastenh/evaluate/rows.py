@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastenh.atomic import replacing
+from fastenh.remote import is_remote, make_folder
 
 Values = dict[str, float | str]
 
@@ -39,9 +40,13 @@ class Rows:
             with suppress(TypeError):  # a line that is no row ends what can be used
                 for line in lines:
                     self._rows[line["pair"]] = Row(**line)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._settings = settings
+        make_folder(path.parent)
+        self._write(path)
+
+    def _write(self, path: Path) -> None:
         with replacing(path) as temporary:
-            temporary.write_text("".join(map(_line, [settings, *map(asdict, self._rows.values())])))
+            temporary.write_text("".join(map(_line, [self._settings, *map(asdict, self._rows.values())])))
 
     def of(self, pair: str, stamp: list[Any]) -> Row | None:
         row = self._rows.get(pair)
@@ -52,7 +57,9 @@ class Rows:
 
     def add(self, rows: list[Row]) -> None:
         self._rows |= {row.pair: row for row in rows}
-        if self.path is not None:
+        if self.path is not None and is_remote(self.path):  # nothing can be added to a key
+            self._write(self.path)
+        elif self.path is not None:
             with self.path.open("a") as file:
                 file.writelines(_line(asdict(row)) for row in rows)
 

@@ -16,6 +16,7 @@ import fastenh
 from fastenh.atomic import replacing
 from fastenh.evaluate.comparison import NOISY, Comparison, Mean, System
 from fastenh.evaluate.metrics import DIGITS, LABELS
+from fastenh.remote import make_folder
 
 _ESCAPED = "backslashreplace"  # a name may be no UTF-8
 
@@ -57,7 +58,7 @@ def write_json(path: Path, comparison: Comparison, settings: dict[str, Any]) -> 
         "warnings": comparison.warnings,
         "systems": {system.name: _record(comparison, system) for system in comparison.systems},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     text = json.dumps(results, indent=2, ensure_ascii=False) + "\n"
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8", _ESCAPED))
@@ -80,7 +81,7 @@ def _plain(mean: Mean | None) -> dict[str, Any]:
 
 def write_csv(path: Path, comparison: Comparison) -> None:
     """Write one line per file and system: file, system, the metrics (empty where one failed)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=_ESCAPED) as out:
         writer = csv.writer(out)
         writer.writerow(["file", "system", *comparison.metrics])

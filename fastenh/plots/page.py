@@ -16,6 +16,7 @@ from fastenh.enhance.report import Summary
 from fastenh.errors import printable
 from fastenh.plots.figures import PlotError
 from fastenh.plots.spectrograms import RANGE, thumbnail
+from fastenh.remote import make_folder
 
 _STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 2em auto; max-width: 62em; padding: 0 1em; color: #222 }
@@ -37,7 +38,7 @@ def write_page(path: Path, results: Sequence[Result], summary: Summary, settings
         *(_row(result) for result in results),
         "</table></html>\n",
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path, mode=0o644) as temporary:
         temporary.write_text("\n".join(parts), encoding="utf-8")
 

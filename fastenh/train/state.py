@@ -34,10 +34,14 @@ def load_state(folder: Path) -> dict[str, Any]:
         raise RunError(f"{path}: damaged, cannot be resumed ({str(error).splitlines()[0]})") from error
 
 
+def holds_run(folder: Path) -> bool:
+    return (folder / STATE).exists()
+
+
 def claim(folder: Path, resume: bool) -> None:
     """Make the run folder. Raises ``RunError`` where it holds a run that would be overwritten."""
-    if not resume and (folder / STATE).exists():
+    if not resume and holds_run(folder):
         raise RunError(f"{folder}: holds a run; give --resume to continue it, or another -o")
-    if resume and not (folder / STATE).exists():
+    if resume and not holds_run(folder):
         raise RunError(f"{folder}: nothing to resume, there is no {STATE}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,25 @@
+"""Arguments that are paths, of this system or of an object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastenh.remote import RemoteUsageError, is_address, parse
+
+
+class Place(click.Path):
+    """A ``click.Path`` that also takes ``s3://bucket/key`` and the like; what it checks, it checks of local paths."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and is_address(value):
+            try:
+                return parse(value)
+            except RemoteUsageError as error:
+                self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
