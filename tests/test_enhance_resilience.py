@@ -367,8 +367,8 @@ def test_report(tmp_path, run):
     content = json.loads(report.read_text())
     assert set(content) == {"fastenh", "settings", "summary", "files"}
     assert set(content["settings"]) == {
-        "model", "device", "dtype", "backend", "atten_lim_db", "bandwidth", "track", "bit_rate", "span_seconds",
-        "context_seconds", "dry_run",
+        "model", "device", "dtype", "backend", "atten_lim_db", "bandwidth", "vad", "track", "bit_rate",
+        "span_seconds", "context_seconds", "dry_run",
     }  # fmt: skip
     assert set(content["summary"]) == {
         "enhanced", "again", "skipped", "failed", "planned", "warned", "passed_over", "audio_seconds",
