@@ -1,7 +1,7 @@
 """Time for a hop of live sound in onnxruntime, on one thread: python -m benchmarks.live_onnx
 
-A hop is 16 ms of sound. Given twice: by the wall clock, and as processor time of the thread, which leaves out what other
-programs take away. The hops follow each other without a pause, noise after noise, and the rings are full.
+A hop is 16 ms of sound. Given twice: by the wall clock, and as processor time of the thread, which leaves out what
+other programs take away. The hops follow each other without a pause, noise after noise, and the rings are full.
 """
 
 from __future__ import annotations

@@ -160,7 +160,8 @@ def main() -> None:
                 gate = Given(detect(noisy, enhanced)) if detect else SpeechGate(1)
                 made = enhanced if name == "no gate" else gated(gate, noisy, enhanced)
                 tallies[name].add(*powers, power(made))
-    print("| | pauses, dB | long pauses, dB | speech turned down | gone before | onsets turned down |\n|---|---|---|---|---|---|")
+    print("| | pauses, dB | long pauses, dB | speech turned down | gone before | onsets turned down |")
+    print("|---|---|---|---|---|---|")
     for name, tally in tallies.items():
         print(f"| {name} | {tally.row()} |")
 

@@ -44,7 +44,9 @@ def saved(folder, **config):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    checkpoint.save(folder / "tiny.safetensors", "dpt_complex", make_config("dpt_complex", config), model, {}, half=False)
+    checkpoint.save(
+        folder / "tiny.safetensors", "dpt_complex", make_config("dpt_complex", config), model, {}, half=False
+    )
     return folder / "tiny.safetensors", model
 
 

@@ -42,7 +42,9 @@ from fastenh.models.export import SUFFIX, ExportError, export, export_live, need
 @click.option(
     "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
 )
-def command(model: str, target: Path | None, int8: bool, live: bool, folders: tuple[Path, Path] | None, jobs: int) -> None:
+def command(
+    model: str, target: Path | None, int8: bool, live: bool, folders: tuple[Path, Path] | None, jobs: int
+) -> None:
     """Write MODEL (a shipped one or a checkpoint) as an ONNX file that needs no PyTorch.
 
     It takes a float32 "waveform" (batch, samples) of any length at 16 kHz and gives "enhanced", of the same shape.

@@ -42,6 +42,7 @@ class LiveStep(nn.Module):
         weights, self.plan = model.core.weights(), model.core.plan
         if self.plan.history < 2:
             raise ProcessingError("a model whose attention sees one frame alone needs no step of its own")
+        self._sizes: dict[str, int] = {}  # how many tensors of a name are kept
         time_layers = range(0, self.plan.layers, 2)
         bands, channels = weights["enter"][3].shape
         wide, taps = weights["enter"][1].shape[1], weights["taps0"][2].shape[1]
@@ -82,7 +83,7 @@ class LiveStep(nn.Module):
             self._keep(f"taps{number}", norm_weight, norm_bias, kernel.T.unsqueeze(1), bias)
 
     def _keep(self, name: str, *tensors: Tensor) -> None:
-        self._sizes = {**getattr(self, "_sizes", {}), name: len(tensors)}
+        self._sizes[name] = len(tensors)
         for index, tensor in enumerate(tensors):
             self.register_buffer(f"{name}_{index}", tensor.detach().float().contiguous().clone())
 
@@ -146,15 +147,15 @@ class LiveStep(nn.Module):
                 continue
             place = number // 2
             y, following[f"normed{place}"] = self._taps(y, number, given[f"normed{place}"])
-            ring = given[f"keys{place}"], given[f"values{place}"]
-            y, (following[f"keys{place}"], following[f"values{place}"]) = self._layer(y, number, ring, unheard)
+            past = given[f"keys{place}"], given[f"values{place}"], unheard
+            y, (following[f"keys{place}"], following[f"values{place}"]) = self._layer(y, number, past)
         leave, leave_bias, from_bands = self._kept("leave")
         x = ((leave @ y.T + leave_bias) @ from_bands).unsqueeze(0)
         mixes, decoder = self._kept("mixes"), self._kept("decoder")
         for step, skip in enumerate(reversed(skips)):
-            x = F.silu(F.conv1d(torch.cat([x, skip], 1), *mixes[2 * step : 2 * step + 2]))
+            x = F.silu(F.conv1d(torch.cat([x, skip], 1), mixes[2 * step], mixes[2 * step + 1]))
             if step < len(skips) - 1:
-                x = F.silu(F.conv1d(x, *decoder[2 * step : 2 * step + 2], padding=1))
+                x = F.silu(F.conv1d(x, decoder[2 * step], decoder[2 * step + 1], padding=1))
         return x, following
 
     def _taps(self, y: Tensor, number: int, before: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,20 +164,21 @@ class LiveStep(nn.Module):
         return y + ((near * taps).sum(0) + bias), near[1:]
 
     def _layer(
-        self, y: Tensor, number: int, ring: tuple[Tensor, Tensor] | None = None, unheard: Tensor | None = None
+        self, y: Tensor, number: int, past: tuple[Tensor, Tensor, Tensor] | None = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """(bands, C); over time with a ``ring`` of keys and of values, else over bands."""
+        """(bands, C); over time behind the ``past`` keys and values, with what masks their scores, else over bands."""
         w = AxisLayerWeights(*self._kept(f"layer{number}"))
         heads, channels = self.plan.heads, y.shape[-1:]
         qkv = F.layer_norm(y, channels, w.norm1_weight, w.norm1_bias) @ w.qkv_weight + w.qkv_bias
-        if ring is None:
+        if past is None:
             q, k, v = qkv.unflatten(1, (3 * heads, -1)).transpose(0, 1).split(heads)  # (heads, bands, width)
             attended = ((q @ k.transpose(1, 2)).softmax(-1) @ v).transpose(0, 1).reshape(y.shape)
         else:
             q, k, v = (part.reshape(-1, 1, y.shape[1] // heads) for part in qkv.split(y.shape[1], 1))
-            scores = torch.cat([q @ ring[0].transpose(1, 2), (q * k).sum(-1, keepdim=True)], 2) + unheard
-            past, present = scores.softmax(-1).split([ring[0].shape[1], 1], 2)
-            attended = (past @ ring[1] + present * v).reshape(y.shape)
+            keys, values, unheard = past
+            scores = torch.cat([q @ keys.transpose(1, 2), (q * k).sum(-1, keepdim=True)], 2) + unheard
+            shares, present = scores.softmax(-1).split([keys.shape[1], 1], 2)
+            attended = (shares @ values + present * v).reshape(y.shape)
         y = y + (attended @ w.out_weight + w.out_bias)
         hidden = (F.layer_norm(y, channels, w.norm2_weight, w.norm2_bias) @ w.up_weight + w.up_bias).relu()
         return y + (hidden @ w.down_weight + w.down_bias), (k, v)
