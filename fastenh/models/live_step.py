@@ -104,7 +104,11 @@ class LiveStep(nn.Module):
         made = torch.view_as_real(torch.fft.ifft(torch.view_as_complex(half)))[..., 0]
         first, second = (made * self.inverse_window).split(HOP, 1)
         enhanced = first + given["overlap"]
-        following |= {"heard": waveform + 0.0, "overlap": second, "level": sums}
+        following |= {
+            "heard": waveform + 0.0,  # as an output of its own
+            "overlap": second,
+            "level": sums,
+        }
         return enhanced, *(following[name] for name in self.state)
 
     def _core(self, pairs: Tensor, given: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
