@@ -132,6 +132,11 @@ def test_the_enhancer_keeps_its_contract(rate):
         np.testing.assert_allclose(gated[speech], plain[speech], atol=1e-4)
 
 
+def test_speech_stays_to_the_last_sample():
+    samples = noise(20_001, 1, 0.1)
+    np.testing.assert_allclose(Enhancer(Gain(1.0), "cpu", vad=True)(samples, RATE), samples, atol=1e-6)
+
+
 def test_the_command(tmp_path, tiny_checkpoint):
     source, report = tmp_path / "in" / "a.wav", tmp_path / "report.json"
     source.parent.mkdir()

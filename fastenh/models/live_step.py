@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastenh.errors import ProcessingError
 from fastenh.models.frontend import BINS, N_FFT, SAMPLE_RATE
 from fastenh.models.level import ATTACK, RELEASE, SILENCE_RMS
-from fastenh.models.live import HOP, LiveModel
+from fastenh.models.live import HOP, LiveModel, LiveModelError
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.compression import EPS
 
@@ -41,7 +40,7 @@ class LiveStep(nn.Module):
         super().__init__()
         weights, self.plan = model.core.weights(), model.core.plan
         if self.plan.history < 2:
-            raise ProcessingError("a model whose attention sees one frame alone needs no step of its own")
+            raise LiveModelError("a model whose attention sees one frame alone needs no step of its own")
         self._sizes: dict[str, int] = {}  # how many tensors of a name are kept
         time_layers = range(0, self.plan.layers, 2)
         bands, channels = weights["enter"][3].shape
