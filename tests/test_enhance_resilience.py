@@ -367,7 +367,7 @@ def test_report(tmp_path, run):
     content = json.loads(report.read_text())
     assert set(content) == {"fastenh", "settings", "summary", "files"}
     assert set(content["settings"]) == {
-        "engine", "model", "device", "dtype", "backend", "atten_lim_db", "bandwidth", "track", "bit_rate",
+        "engine", "model", "device", "dtype", "backend", "atten_lim_db", "bandwidth", "vad", "track", "bit_rate",
         "span_seconds", "context_seconds", "dry_run",
     }  # fmt: skip
     assert set(content["summary"]) == {

@@ -23,6 +23,7 @@ from fastenh.errors import ProcessingError, UsageError
 from fastenh.evaluate.metrics import MetricError
 from fastenh.models.checkpoint import CheckpointError
 from fastenh.models.export import ExportError
+from fastenh.models.live import LiveModelError
 from fastenh.models.registry import ModelError
 from fastenh.plots.figures import PictureNameError, PlotError
 from fastenh.plots.inside import ChoiceError
@@ -52,6 +53,7 @@ OURS = {
     DemoError: (1, Exception),
     EnhancementError: (1, RuntimeError),
     ExportError: (1, RuntimeError),
+    LiveModelError: (1, ValueError),
     MetricError: (1, Exception),
     PairError: (1, ValueError),
     PlotError: (1, ValueError),

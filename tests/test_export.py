@@ -109,7 +109,6 @@ def test_silence_stays_silence(exported):
     ("name", "changes"),
     [
         ("dpt", {"hop": 128}),
-        ("dpt_complex", {"causal": True, "history": 5}),
         ("crn", {}),
         ("mel_transformer", {}),
         ("stft_transformer", {}),

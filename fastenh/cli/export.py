@@ -21,7 +21,7 @@ from fastenh.evaluate import metrics
 from fastenh.evaluate.comparison import compare
 from fastenh.evaluate.forms import forms_table
 from fastenh.models import checkpoint
-from fastenh.models.export import SUFFIX, ExportError, export, need, quantised
+from fastenh.models.export import SUFFIX, ExportError, export, export_live, need, quantised
 
 
 @click.command("export")
@@ -30,6 +30,7 @@ from fastenh.models.export import SUFFIX, ExportError, export, need, quantised
     "-o", "--output", "target", type=click.Path(path_type=Path, dir_okay=False), help="The .onnx file to write."
 )
 @click.option("--int8", is_flag=True, help="Use 8-bit matrix products, which make the file smaller and faster.")
+@click.option("--live", is_flag=True, help="Write a step of live sound: 256 samples and a state in, the same out.")
 @click.option(
     "--compare",
     "folders",
@@ -41,31 +42,38 @@ from fastenh.models.export import SUFFIX, ExportError, export, need, quantised
 @click.option(
     "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
 )
-def command(model: str, target: Path | None, int8: bool, folders: tuple[Path, Path] | None, jobs: int) -> None:
+def command(
+    model: str, target: Path | None, int8: bool, live: bool, folders: tuple[Path, Path] | None, jobs: int
+) -> None:
     """Write MODEL (a shipped one or a checkpoint) as an ONNX file that needs no PyTorch.
 
     It takes a float32 "waveform" (batch, samples) of any length at 16 kHz and gives "enhanced", of the same shape.
-    Level, STFT and inverse are inside. fastenh enhance --model FILE.onnx uses it on any file.
+    Level, STFT and inverse are inside. fastenh enhance --model FILE.onnx uses it on any file. With --live it takes 256
+    samples of a sound and the state behind those before, and gives 256 and the next state (docs/export.md).
     """
     if target is None and folders is None:
         raise click.UsageError("say where to with -o FILE.onnx, or give --compare NOISY CLEAN")
     if target is not None and target.suffix != SUFFIX:
         raise click.UsageError(f"-o: an exported model ends in {SUFFIX}, unlike {printable(target.name)}")
+    if live and folders is not None:
+        raise click.UsageError("--live goes without --compare, which judges whole recordings")
+    if live and int8:
+        raise click.UsageError("--live goes without --int8, which makes a step of one hop no faster")
     with one_line():
         if target is not None:
             if target.exists():
                 raise ExportError(f"{target}: is there already and is not replaced")
-            _write(model, target, int8)
+            _write(model, target, int8, live)
             click.echo(f"{printable(str(target))}: {target.stat().st_size / 1e6:.2f} MB")
         if folders is not None:
             click.echo(_compared(model, match_pairs(*folders), jobs))
 
 
-def _write(source: str, target: Path, int8: bool) -> None:
+def _write(source: str, target: Path, int8: bool, live: bool = False) -> None:
     need("onnx", "onnxscript", *(["onnxruntime"] if int8 else []))
     model, found = checkpoint.load(source)
     about = {"model": found.name, "sha256": found.sha256, "precision": "float32", "fastenh": fastenh.__version__}
-    made = export(model, about)
+    made = export_live(model, about) if live else export(model, about)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target, mode=0o644) as temporary:
         temporary.write_bytes((quantised(made) if int8 else made).SerializeToString())

@@ -23,6 +23,7 @@ from fastenh.devices import DeviceError, pick_device, pick_dtype
 from fastenh.enhance.blend import Blend, silenced
 from fastenh.enhance.engine import Inline, Pool
 from fastenh.enhance.exported import ExportedModel, is_exported
+from fastenh.enhance.gate import SpeechGate
 from fastenh.enhance.graphs import GraphedModel
 from fastenh.enhance.offset import Offset
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
@@ -53,7 +54,8 @@ class Enhancer:
     Long recordings run in windows of ``span_seconds`` with ``context_seconds`` more on either side (``spans.py``),
     ``batch_size`` windows at a time (1 on the CPU and 16 elsewhere, unless given). Each channel is enhanced on its own.
     The model works at 16 kHz; of a recording at a higher rate the band above 8 kHz follows what the model does right
-    below it (``upper_band.py``), or is removed with ``bandwidth="16k"``.
+    below it (``upper_band.py``), or is removed with ``bandwidth="16k"``. ``vad`` turns down further what is no speech
+    (``gate.py``).
     """
 
     def __init__(
@@ -66,11 +68,12 @@ class Enhancer:
         context_seconds: float = CONTEXT_SECONDS,
         batch_size: int | None = None,
         bandwidth: str = "full",
+        vad: bool = False,
         identity: str = "",
     ) -> None:
         if bandwidth not in BANDWIDTHS:
             raise ValueError(f"bandwidth is {' or '.join(BANDWIDTHS)}, not {bandwidth!r}")
-        self.bandwidth = bandwidth
+        self.bandwidth, self.vad = bandwidth, vad
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self.identity = identity  # of the weights
@@ -147,6 +150,7 @@ class Enhancer:
         share = 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0)
         keeps_upper_band = self.bandwidth == "full" and sample_rate > SAMPLE_RATE
         upper_band = UpperBand(channels, sample_rate) if keeps_upper_band else None
+        gate = SpeechGate(channels) if self.vad else None
         blend = Blend(channels, share, upper_band)
         down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
         offset, clipping = Offset(channels, sample_rate), Clipping(channels, sample_rate)
@@ -159,17 +163,20 @@ class Enhancer:
                 clipping.feed(block, last)
                 low = down.feed(blend.take(offset.feed(block, last)), last)
                 suitability.give(low)
+                low = gate.hear(low) if gate else low
                 yield upper_band.hear(low) if upper_band else low
 
         for enhanced in self._windows(at_16_khz(), channels, engine or Inline(self.run, self.batch_size)):
             suitability.take(enhanced)
+            enhanced = gate.give(enhanced) if gate else enhanced
             yield blend.give(up.feed(upper_band.lower(enhanced) if upper_band else enhanced))
         if suitability.is_silenced and not blend.share:
             raise EnhancementError("the model made silence of it; its weights may be damaged")
         if remarks is not None:
             suitability.take(nothing, last=True)
             remarks += [*offset.remarks(), *clipping.remarks(), *suitability.remarks()]
-        rest = upper_band.lower(nothing, last=True) if upper_band else nothing
+        rest = gate.give(nothing, last=True) if gate else nothing
+        rest = upper_band.lower(rest, last=True) if upper_band else rest
         yield blend.give(up.feed(rest, last=True), last=True)
 
     def _windows(self, blocks: Iterable[np.ndarray], channels: int, engine: Inline | Pool) -> Iterator[np.ndarray]:

@@ -35,6 +35,8 @@ class ExportedModel(nn.Module):
         self.about = json.loads(self.session.get_modelmeta().custom_metadata_map.get(KEY, "null"))
         if not self.about:
             raise CheckpointError(f"{path}: an ONNX model, but not one that fastenh export wrote")
+        if "rings" in self.about:
+            raise CheckpointError(f"{path}: a step of live sound (fastenh export --live), which takes no files")
         self.identity = hashlib.sha256(content).hexdigest()
 
     def forward(self, waveform: Tensor) -> Tensor:

@@ -182,6 +182,7 @@ class Work:
             "context": enhancer.spans.context,
             "atten_lim_db": options.atten_lim_db,
             "bandwidth": enhancer.bandwidth,
+            "vad": enhancer.vad or None,  # as in folders made before there was one
             "track": options.track,
             "bit_rate": options.bit_rate,
         }

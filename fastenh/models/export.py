@@ -1,4 +1,7 @@
-"""Models as ONNX files: waveform to waveform at 16 kHz, with the level, the STFT and its inverse inside."""
+"""Models as ONNX files: waveform to waveform at 16 kHz, with the level, the STFT and its inverse inside.
+
+A causal model becomes a step instead, which takes one hop of live sound and the state behind the one before.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from torch import Tensor, nn
 
 from fastenh.errors import ProcessingError
 from fastenh.models.frontend import BINS, SpectralModel
+from fastenh.models.live import HOP, LiveModel
+from fastenh.models.live_step import LiveStep
 from fastenh_kernels import backend
 
 if TYPE_CHECKING:
@@ -40,7 +45,9 @@ def export(model: SpectralModel, about: dict[str, Any]) -> ModelProto:
     Raises ``ExportError``.
     """
     need("onnx", "onnxscript")
-    from onnx import TensorProto, checker, compose, helper
+    if model.causal:
+        raise ExportError("a causal model has a running level and is written as a step of live sound: give --live")
+    from onnx import TensorProto, compose, helper
 
     from fastenh.models.onnx_frontend import around
 
@@ -60,10 +67,31 @@ def export(model: SpectralModel, about: dict[str, Any]) -> ModelProto:
         outputs,
         [tensor for part in parts for tensor in part.initializer],
     )
+    return _finished(graph, core, about)
+
+
+def export_live(model: SpectralModel, about: dict[str, Any]) -> ModelProto:
+    """Export one hop of a causal model in float32: ``LiveStep``, for one sound.
+
+    Inputs are ``waveform`` (1, 256) and the state, outputs ``enhanced`` (1, 256) and ``next_NAME`` for each NAME of the
+    state. Besides ``about``, the metadata has the names of its ``rings``. Raises ``ExportError``, and
+    ``LiveModelError`` for a model that looks ahead.
+    """
+    need("onnx", "onnxscript")
+    step = LiveStep(LiveModel(model)).eval()
+    given = torch.randn(1, HOP), *(torch.zeros(shape) for shape in step.state.values())
+    names = [INPUT, *step.state], [OUTPUT, *(f"next_{name}" for name in step.state)]
+    program = _traced(step, given, *names)
+    return _finished(program.graph, program, {**about, "rings": list(step.rings)})
+
+
+def _finished(graph: GraphProto, traced: ModelProto, about: dict[str, Any]) -> ModelProto:
+    from onnx import checker, helper
+
     for node in graph.node:
         del node.metadata_props[:]  # where in PyTorch it came from: a third of the file
     made = helper.make_model(
-        graph, opset_imports=core.opset_import, ir_version=core.ir_version, producer_name="fastenh"
+        graph, opset_imports=traced.opset_import, ir_version=traced.ir_version, producer_name="fastenh"
     )
     helper.set_model_props(made, {KEY: json.dumps(about)})
     checker.check_model(made)
@@ -121,15 +149,22 @@ class _OnPairs(nn.Module):
 
 
 def _core(core: nn.Module) -> ModelProto:
+    spectrum = torch.randn(2, BINS, _FRAMES, 2)
+    sizes = {"spectrum": {0: torch.export.Dim("batch"), 2: torch.export.Dim("frames", min=2)}}
+    return _traced(_OnPairs(core).eval(), (spectrum,), ["spectrum"], ["masked"], sizes)
+
+
+def _traced(
+    module: nn.Module, given: tuple[Tensor, ...], inputs: list[str], outputs: list[str], sizes: Any = None
+) -> ModelProto:
+    """``sizes``: dimensions that may differ from those ``given``."""
     from onnxscript import optimizer
 
-    spectrum = torch.randn(2, BINS, _FRAMES, 2)
-    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("frames", min=2)}
     try:
         with backend.use_backend("reference"), torch.no_grad(), _silent():
             program = torch.onnx.export(
-                _OnPairs(core).eval(), (spectrum,), dynamo=True, optimize=False, opset_version=18, verbose=False,
-                dynamic_shapes={"spectrum": sizes}, input_names=["spectrum"], output_names=["masked"],
+                module, given, dynamo=True, optimize=False, opset_version=18, verbose=False,
+                dynamic_shapes=sizes, input_names=inputs, output_names=outputs,
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
