@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.compression import compress, expand, multiply
 
 HOP = N_FFT // 2
+_MANY = 8  # frames from which on copies of the rings cost less than two products instead of one
 _NEAR = 2  # frames before the present one under the convolutions around the dual path
 
 
@@ -31,8 +34,8 @@ class LiveModelError(ProcessingError, ValueError):
 class LiveState:
     """All that a later hop needs of those before it, for B sounds side by side. None of it grows.
 
-    ``normed``, ``keys`` and ``values`` hold one tensor for each layer over time. Of the attention's history that many
-    last frames are valid as ``frames`` says, which counts no further than the history.
+    ``normed``, ``keys`` and ``values`` hold one tensor for each layer over time. Keys and values are rings: frame n is at
+    place n % (history - 1), and ``frames`` counts all that have been heard.
     """
 
     samples: Tensor  # (B, 256): the second half of the last frame
@@ -40,7 +43,7 @@ class LiveState:
     level: Tensor  # (B, 2, 2): of ``running_level``
     compressed: Tensor  # (B, 2, 256, 3): what the first convolution saw of the last two frames
     normed: tuple[Tensor, ...]  # (B, taps - 1, bands, channels)
-    keys: tuple[Tensor, ...]  # (B * bands, heads, history - 1, width)
+    keys: tuple[Tensor, ...]  # (B * bands, heads, history - 1, width), written in place
     values: tuple[Tensor, ...]  # likewise
     frames: Tensor  # (1,), int64
     decoded: Tensor  # (B, 2, 64, conv_channels): of the last two frames, in front of the mask
@@ -55,6 +58,7 @@ class LiveModel(nn.Module):
 
     What comes out is 256 samples behind what goes in, which with the hop itself is 32 ms, and is what the model gives
     for the whole recording, in whatever portions the hops come: hop k of it comes out when hop k + 1 has gone in.
+    A state that was given is used up, since its rings, megabytes, are written in place: ``LiveState.copy`` keeps one.
     Raises ``LiveModelError`` for a model that looks ahead.
     """
 
@@ -72,10 +76,11 @@ class LiveModel(nn.Module):
         window = self.frontend.window
         squared = window[:HOP].square() + window[HOP:].square()
         self.register_buffer("inverse_window", window / squared.repeat(2))
+        self._kept: dict[str, tuple[Tensor, ...]] | None = None
 
     def start(self, batch: int = 1) -> LiveState:
         """The state before any sound: a recording's whole pass has zeros in front, too."""
-        weights, plan = self.core.weights(), self.core.plan
+        weights, plan = self._weights(), self.core.plan
         zeros = self.inverse_window.new_zeros
         over_time = range(0, plan.layers, 2)
         bands, channels = weights["enter"][3].shape
@@ -93,6 +98,17 @@ class LiveModel(nn.Module):
             decoded=zeros(batch, _NEAR, weights["leave"][2].shape[0], weights["head"][0].shape[0]),
         )
 
+    def _weights(self) -> dict[str, tuple[Tensor, ...]]:
+        """By operation: the core's dictionary takes a tenth of a hop to make."""
+        if self._kept is None:
+            self._kept = self.core.weights()
+        return self._kept
+
+    def _apply(self, *arguments: Any, **options: Any) -> LiveModel:
+        self._kept = None
+        return super()._apply(*arguments, **options)
+
+    @torch.inference_mode()
     def forward(self, samples: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
         """(B, hops * 256) at 16 kHz and the state they meet -> as many samples, a hop behind, and the next state."""
         heard = torch.cat([state.samples, samples], 1)
@@ -111,12 +127,13 @@ class LiveModel(nn.Module):
 
         What of the state belongs to the waveform stays as it is.
         """
-        weights, plan = self.core.weights(), self.core.plan
+        weights, plan = self._weights(), self.core.plan
+        unseen = _unseen(state.frames, spectra.shape[2], plan.history - 1)
         pairs, magnitude = compress(torch.view_as_complex(spectra)[:, :-1], plan.compression)
         near = torch.cat([state.compressed, torch.cat([pairs, magnitude.unsqueeze(-1)], -1)], 1)
         x = _front(near, *weights["front"])
         y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
-        normed, keys, values = [], [], []
+        normed = []
         for number in range(plan.layers):
             layer = AxisLayerWeights(*weights[f"layer{number}"])
             if number % 2:
@@ -124,10 +141,11 @@ class LiveModel(nn.Module):
                 continue
             place = number // 2
             y, last = _norm_taps(y, weights[f"taps{number}"], state.normed[place])
-            y, ring = _time_layer(y, layer, plan.heads, (state.keys[place], state.values[place]), state.frames)
+            rings = state.keys[place], state.values[place]
+            y, present = _time_layer(y, layer, plan.heads, rings, unseen)
+            for ring, new in zip(rings, present, strict=True):
+                _write(ring, new, state.frames)
             normed.append(last)
-            keys.append(ring[0])
-            values.append(ring[1])
         skips = (*reversed(outs), x)
         x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
         decoded = torch.cat([state.decoded, x], 1)
@@ -138,9 +156,9 @@ class LiveModel(nn.Module):
             level=state.level,
             compressed=near[:, -_NEAR:],
             normed=tuple(normed),
-            keys=tuple(keys),
-            values=tuple(values),
-            frames=(state.frames + spectra.shape[2]).clamp_max(plan.history),
+            keys=state.keys,
+            values=state.values,
+            frames=state.frames + spectra.shape[2],
             decoded=decoded[:, -_NEAR:],
         )
         return torch.view_as_real(expand(masked, plan.compression)), following
@@ -168,27 +186,44 @@ def _norm_taps(x: Tensor, weights: tuple[Tensor, ...], before: Tensor) -> tuple[
 
 
 def _time_layer(
-    x: Tensor, w: AxisLayerWeights, heads: int, before: tuple[Tensor, Tensor], frames: Tensor
+    x: Tensor, w: AxisLayerWeights, heads: int, rings: tuple[Tensor, Tensor], unseen: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """``axis_layer`` over time of the frames x behind the keys and values ``before``, and the last of them.
+    """``axis_layer`` over time of the frames x behind the ``rings`` of keys and values; and the keys and values of x.
 
-    Of what is before only the last ``frames`` have been heard.
+    unseen: (T, places + T), 0 where a frame sees another one and minus infinity where not.
     """
-    past, ring = before[0].shape[2], before
+    places = rings[0].shape[2]
+    present = rings
 
     def attention(qkv: Tensor, *_: object) -> Tensor:
-        nonlocal ring
-        queries, k, v = sequences_of(qkv, heads, "time")
-        k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
-        attended = F.scaled_dot_product_attention(queries, k, v, attn_mask=_seen(x.shape[1], past, frames))
-        ring = k[:, :, k.shape[2] - past :], v[:, :, k.shape[2] - past :]
-        return laid_out(attended, qkv, "time")
+        nonlocal present
+        q, k, v = sequences_of(qkv, heads, "time")
+        present = k, v
+        if x.shape[1] >= _MANY:
+            k, v = torch.cat([rings[0], k], 2), torch.cat([rings[1], v], 2)
+            return laid_out(F.scaled_dot_product_attention(q, k, v, attn_mask=unseen), qkv, "time")
+        q = q * q.shape[3] ** -0.5
+        scores = torch.cat([q @ rings[0].transpose(2, 3), q @ k.transpose(2, 3)], 3) + unseen
+        past, now = scores.softmax(-1).split([places, x.shape[1]], 3)
+        return laid_out(past @ rings[1] + now @ v, qkv, "time")
 
-    return reference.axis_layer(x, w, heads, "time", attention=attention), ring
+    return reference.axis_layer(x, w, heads, "time", attention=attention), present
 
 
-def _seen(count: int, past: int, frames: Tensor) -> Tensor:
-    """(count, past + count): true where a frame (row) sees one no more than ``past`` frames before it (column)."""
-    column = torch.arange(past + count, device=frames.device)
-    age = torch.arange(past, past + count, device=frames.device).unsqueeze(1) - column
-    return (age >= 0) & (age <= past) & (column >= past - frames)
+def _unseen(frames: Tensor, count: int, places: int) -> Tensor:
+    """(count, places + count): 0 where a frame (row) sees a place of the rings or a frame beside it, else -inf."""
+    row = torch.arange(count, device=frames.device).unsqueeze(1)
+    age = (frames - 1 - torch.arange(places, device=frames.device)) % max(places, 1) + 1  # seen from row 0
+    past = (age + row <= places) & (age <= frames)
+    between = row - row.T
+    seen = torch.cat([past, (between >= 0) & (between <= places)], 1)
+    return torch.zeros(seen.shape, device=frames.device).masked_fill(~seen, -math.inf)
+
+
+def _write(ring: Tensor, new: Tensor, frames: Tensor) -> None:
+    """The last of the ``new`` frames, the first of which is number ``frames``, into their places."""
+    places, count = ring.shape[2], new.shape[2]
+    kept = min(count, places)
+    if kept:
+        number = frames + torch.arange(count - kept, count, device=frames.device)
+        ring.index_copy_(2, number % places, new[:, :, count - kept :])
