@@ -108,6 +108,7 @@ def run(
         "bandwidth": enhancer.bandwidth,
         "track": options.track,
         "bit_rate": options.bit_rate,
+        "live": enhancer.live_model is not None or None,  # what earlier versions wrote has no such key
     }
     manifests = {root: Manifest(root, settings) for root in {task.root for task in tasks} if root is not None}
     if not options.plan:
@@ -119,13 +120,20 @@ def run(
     jobs = min(options.jobs or (workers + 1 if on_cpu else _FILES_AT_A_TIME), max(len(tasks), 1))
     with Pool(enhancer.run, enhancer.batch_size, workers, 1 if on_cpu else threads) as engine:
         work = _Work(enhancer, engine, options, manifests, meter or Meter([]))
-        with closing(work), closing(_in_threads(work, tasks, jobs, stop or threading.Event())) as results:
+        # as a stream a recording is enhanced by the thread that reads it
+        torch_threads = 1 if on_cpu and enhancer.live_model is not None else None
+        with (
+            closing(work),
+            closing(_in_threads(work, tasks, jobs, stop or threading.Event(), torch_threads)) as results,
+        ):
             yield from results
 
 
-def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Generator[Result, None, None]:
+def _in_threads(
+    work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.Event, torch_threads: int | None
+) -> Generator[Result, None, None]:
     left, begun = deque(tasks), set[Future[tuple[Task, Result | None]]]()
-    with ThreadPoolExecutor(jobs) as threads:
+    with ThreadPoolExecutor(jobs, initializer=_set_threads, initargs=(torch_threads,)) as threads:
         try:
             while left or begun:
                 while left and len(begun) < 2 * jobs:
@@ -143,6 +151,11 @@ def _in_threads(work: _Work, tasks: Sequence[Task], jobs: int, stop: threading.E
                             yield result
         finally:
             work.stop()
+
+
+def _set_threads(count: int | None) -> None:
+    if count:
+        torch.set_num_threads(count)  # of this thread alone
 
 
 class _Work:

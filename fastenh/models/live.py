@@ -34,8 +34,8 @@ class LiveModelError(ProcessingError, ValueError):
 class LiveState:
     """All that a later hop needs of those before it, for B sounds side by side. None of it grows.
 
-    ``normed``, ``keys`` and ``values`` hold one tensor for each layer over time. Keys and values are rings: frame n is at
-    place n % (history - 1), and ``frames`` counts all that have been heard.
+    ``normed``, ``keys`` and ``values`` hold one tensor for each layer over time. Keys and values are rings: frame n is
+    at place n % (history - 1), and ``frames`` counts all that have been heard.
     """
 
     samples: Tensor  # (B, 256): the second half of the last frame
