@@ -245,13 +245,8 @@ def command(
         if report is not None:
             named: dict[str, Any] = {"model": model, "device": str(enhancer.device), "dtype": str(enhancer.dtype)}
             named |= {"backend": choice.name, "atten_lim_db": atten_lim, "bandwidth": bandwidth}
-            named |= {
-                "track": track,
-                "bit_rate": bitrate,
-                **spans,
-                "live": enhancer.live_model is not None,
-                "dry_run": dry_run,
-            }
+            named |= {"track": track, "bit_rate": bitrate, **spans}
+            named |= {"live": enhancer.live_model is not None, "dry_run": dry_run}
             (write_page if page else write_report)(report, results, summary, named)
         console.print(_words(summary, results))
     left = len(tasks) - files.done

@@ -16,7 +16,8 @@ def run(
     """Enhance what comes from a file descriptor, and write it to another one, in the same form. Returns warnings.
 
     raw: what comes has no header, and what goes has none. Memory does not grow with the length. What goes is some
-    windows behind what comes, with a live model as little as ``LiveEnhancer.delay`` says. Raises ``AudioError`` and ``EnhancementError``.
+    windows behind what comes, with a live model as little as ``LiveEnhancer.delay`` says. Raises ``AudioError`` and
+    ``EnhancementError``.
     """
     remarks: list[str] = []
     with reading(source, raw) as reader:
