@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,10 +171,10 @@ class LiveModel(nn.Module):
             y, last = _norm_taps(y, taps, state.normed[place])
             normed.append(last)
             rings = state.keys[place], state.values[place]
-            y, present = _layer(y, w.layers[2 * place], lambda qkv, rings=rings: _over_time(qkv, rings, unseen))
+            y, present = _layer(y, w.layers[2 * place], partial(_over_time, rings=rings, unseen=unseen))
             for ring, new in zip(rings, present, strict=True):
                 ring.index_copy_(1, number, new[:, max(0, frames - places) :])
-            y, _ = _layer(y, w.layers[2 * place + 1], lambda qkv: _over_bands(qkv, plan.heads))
+            y, _ = _layer(y, w.layers[2 * place + 1], partial(_over_bands, heads=plan.heads))
         return y, tuple(normed)
 
 
@@ -184,11 +185,8 @@ class _Weights:
         weights, plan = core.weights(), core.plan
 
         def pairs(name: str) -> list[tuple[Tensor, Tensor]]:
-            tensors = weights[name]
-            return [
-                (weight.view(*weight.shape[:2], 1, -1), bias)
-                for weight, bias in zip(tensors[::2], tensors[1::2], strict=True)
-            ]
+            halves = zip(weights[name][::2], weights[name][1::2], strict=True)
+            return [(weight.view(*weight.shape[:2], 1, -1), bias) for weight, bias in halves]
 
         front, front_bias = weights["front"]
         self.front = front.transpose(2, 3).contiguous(), front_bias
@@ -252,8 +250,8 @@ def _over_time(qkv: Tensor, rings: _Rings, unseen: Tensor) -> tuple[Tensor, _Rin
     if t >= _MANY:
         keys, values = torch.cat([rings[0], k], 1), torch.cat([rings[1], v], 1)
         # four dimensions, or PyTorch takes a slower form
-        parts = (part.unflatten(0, (-1, heads)) for part in (q, keys, values))
-        out = F.scaled_dot_product_attention(*parts, attn_mask=unseen, scale=1.0).flatten(0, 1)
+        q, keys, values = (part.unflatten(0, (-1, heads)) for part in (q, keys, values))
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=unseen, scale=1.0).flatten(0, 1)
     else:
         scores = torch.cat([torch.bmm(q, rings[0].transpose(1, 2)), torch.bmm(q, k.transpose(1, 2))], 2)
         past, now = scores.add_(unseen).softmax(-1).split([places, t], 2)
