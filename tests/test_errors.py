@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import fastenh
+from fastenh.audio.devices import SoundDeviceError
 from fastenh.audio.files import AudioError
 from fastenh.cli.errors import one_line
 from fastenh.data.archives import ArchiveError
@@ -22,6 +23,7 @@ from fastenh.errors import ProcessingError, UsageError
 from fastenh.evaluate.metrics import MetricError
 from fastenh.models.checkpoint import CheckpointError
 from fastenh.models.export import ExportError
+from fastenh.models.live import LiveModelError
 from fastenh.models.registry import ModelError
 from fastenh.plots.figures import PictureNameError, PlotError
 from fastenh.plots.inside import ChoiceError
@@ -40,6 +42,7 @@ OURS = {
     PictureNameError: (2, ValueError),
     RankError: (2, ValueError),
     RecipeError: (2, ValueError),
+    SoundDeviceError: (2, Exception),
     SpanError: (2, ValueError),
     ArchiveError: (1, ValueError),
     AudioError: (1, Exception),
@@ -47,6 +50,7 @@ OURS = {
     DemoError: (1, Exception),
     EnhancementError: (1, RuntimeError),
     ExportError: (1, RuntimeError),
+    LiveModelError: (1, ValueError),
     MetricError: (1, Exception),
     PairError: (1, ValueError),
     PlotError: (1, ValueError),

@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import noise, voice
+from conftest import SAMPLES, noise, voice
 from live_models import causal_model
 
 from fastenh import Enhancer
+from fastenh.audio.files import read_mono
+from fastenh.audio.listing import list_audio
 from fastenh.audio.resampling import ShortResampler, resample
 from fastenh.enhance.chain import EnhancementError
 from fastenh.enhance.live import LiveEnhancer
 from fastenh.enhance.running_offset import RunningOffset
+from fastenh.evaluate import metrics
+from fastenh.models import checkpoint
 from fastenh.models.live import HOP, LiveModelError
 from fastenh.models.registry import build
 
@@ -237,3 +241,12 @@ def test_a_running_offset_leaves_digital_silence_alone():
     silent = finder.feed(np.zeros((1, 8000), np.float32))
     assert not silent[:, 400:].any()
     assert finder.feed(shifted)[:, 200:].mean() < 0.02
+
+
+@pytest.mark.skipif("dpt_complex-live" not in checkpoint.shipped_models(), reason="dpt_complex-live is not there yet")
+@pytest.mark.parametrize("path", list_audio(SAMPLES), ids=lambda path: path.stem)
+def test_every_sample_gains_by_the_shipped_live_model(path):
+    noisy, clean = read_mono(path, 16_000), read_mono(SAMPLES / "clean" / path.name, 16_000)
+    live = Enhancer.from_pretrained("dpt_complex-live", "cpu", live=True).live(16_000)
+    enhanced = through(live, [noisy[None]])[0]
+    assert metrics.si_sdr(enhanced, clean) > metrics.si_sdr(noisy, clean) + 1.0
