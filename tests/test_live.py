@@ -117,9 +117,9 @@ def test_reset_and_copy(enhancer):
     live = enhancer.live(48_000)
     begun = live.feed(signal[:, :10_001])
     other = live.copy()
-    rest = [live.feed(signal[:, 10_001:]), live.finish()]
     other.feed(noise(5000)[None])
     third = other.copy()
+    rest = [live.feed(signal[:, 10_001:]), live.finish()]
     live.reset()
     np.testing.assert_array_equal(through(live, [signal]).shape, signal.shape)
     live.reset()
