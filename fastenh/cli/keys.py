@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,6 @@ def _posix() -> Iterator[Callable[[], str]]:
     before = termios.tcgetattr(handle)
     tty.setcbreak(handle)
     try:
-        yield lambda: sys.stdin.read(1) if select.select([handle], [], [], 0)[0] else ""
+        yield lambda: os.read(handle, 1).decode(errors="replace") if select.select([handle], [], [], 0)[0] else ""
     finally:
         termios.tcsetattr(handle, termios.TCSADRAIN, before)

@@ -140,14 +140,14 @@ def _watch(
                 case "q":
                     break
             line = _line(duplex.reading, duplex.live.share == 1.0)
-            if console.is_terminal:
-                console.print(f"\r{line}", end="")
+            if console.is_terminal and not console.quiet:
+                click.echo(f"\r{line}", nl=False, err=True)  # the console would show what moves the cursor
             elif time.monotonic() - said > _LINE:
                 said = time.monotonic()
                 console.print(line)
             stop.wait(_LOOK)
-    if console.is_terminal:
-        console.print()
+    if console.is_terminal and not console.quiet:
+        click.echo(err=True)
 
 
 def _line(reading: Reading, bypassed: bool) -> str:

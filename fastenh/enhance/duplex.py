@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastenh.enhance.blend import silenced
 from fastenh.enhance.live import LiveEnhancer
 
 _WAIT = 0.1  # seconds after which the thread looks whether it is to end
@@ -166,5 +167,5 @@ class Duplex:
 
 def _level(block: np.ndarray) -> float:
     """dBFS."""
-    power = float(np.square(block, dtype=np.float64).mean()) if block.size else 0.0
+    power = float(np.square(silenced(block), dtype=np.float64).mean()) if block.size else 0.0
     return 10 * float(np.log10(max(power, _QUIETEST**2)))
