@@ -32,10 +32,14 @@ def running_level(power: Tensor, state: Tensor, frames_per_second: float) -> tup
     rates = torch.tensor([1 / ATTACK, 1 / RELEASE], device=power.device, dtype=power.dtype) / -frames_per_second
     levels = []
     for block in power.split(_BLOCK, dim=1):
+        heard = torch.stack([block, torch.ones_like(block)], -1).unsqueeze(1)  # (B, 1, T, 2)
+        if block.shape[1] == 1:  # a hop of live sound: the same in few steps
+            state = torch.exp(rates).unsqueeze(1) * state + heard[:, :, 0]
+            levels.append((state[..., 0] / state[..., 1]).amax(1, keepdim=True).clamp_min(SILENCE_RMS**2).sqrt())
+            continue
         frames = torch.arange(block.shape[1], device=power.device, dtype=power.dtype)
         age = frames.unsqueeze(1) - frames  # of the frame in a column, seen from that in a row
         weights = torch.where(age >= 0, torch.exp(rates.view(2, 1, 1) * age.clamp_min(0.0)), 0.0)  # (2, T, T)
-        heard = torch.stack([block, torch.ones_like(block)], -1).unsqueeze(1)  # (B, 1, T, 2)
         faded = torch.exp(rates.view(2, 1, 1) * (frames.unsqueeze(1) + 1)) * state.unsqueeze(2)  # (B, 2, T, 2)
         with torch.autocast(power.device.type, enabled=False):
             sums = weights @ heard + faded
