@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from conftest import noise, voice
 from live_models import causal_checkpoint, causal_model
 
+from benchmarks import live_hour
 from fastenh import Enhancer
 from fastenh.audio import pipes
 from fastenh.cli import main
@@ -107,6 +108,17 @@ def test_how_far_a_pipe_is_behind(rate, most):
     assert received == len(samples)
     for handle in (source, taken, target):
         os.close(handle)
+
+
+@pytest.mark.slow
+@pytest.mark.linux
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_memory_is_flat_and_nothing_drifts(weights, rate):
+    """``python -m benchmarks.live_hour`` does it for an hour."""
+    rows = live_hour.run(300, rate, False, str(weights))
+    assert len(rows) == 9
+    assert {lag for _, _, lag in rows} == {0}
+    assert rows[-1][1] < rows[1][1] + 10
 
 
 def test_a_pipe_that_is_ahead_is_read_in_larger_blocks():
