@@ -368,7 +368,7 @@ def test_report(tmp_path, run):
     assert set(content) == {"fastenh", "settings", "summary", "files"}
     assert set(content["settings"]) == {
         "engine", "model", "device", "dtype", "backend", "atten_lim_db", "bandwidth", "vad", "track", "bit_rate",
-        "span_seconds", "context_seconds", "dry_run",
+        "span_seconds", "context_seconds", "live", "dry_run",
     }  # fmt: skip
     assert set(content["summary"]) == {
         "enhanced", "again", "skipped", "failed", "planned", "warned", "passed_over", "audio_seconds",

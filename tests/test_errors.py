@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 import fastenh
+from fastenh.audio.devices import SoundDeviceError
 from fastenh.audio.files import AudioError
 from fastenh.cli.errors import one_line
 from fastenh.data.archives import ArchiveError
@@ -45,6 +46,7 @@ OURS = {
     RankError: (2, ValueError),
     RecipeError: (2, ValueError),
     RemoteUsageError: (2, ValueError),
+    SoundDeviceError: (2, Exception),
     SpanError: (2, ValueError),
     ArchiveError: (1, ValueError),
     AudioError: (1, Exception),

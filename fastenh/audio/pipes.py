@@ -6,17 +6,25 @@ taken from the input's header, and where that has none, it is the largest number
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import soundfile
 
 from fastenh.audio.files import MAX_CHANNELS, RATES, AudioError, Encoding
 from fastenh.audio.lengths import WIDTHS
+
+try:
+    fcntl: Any = importlib.import_module("fcntl")
+    termios: Any = importlib.import_module("termios")
+except ImportError:  # Windows: as much is read as is asked for
+    fcntl = None
 
 RAW_FORMATS = {
     "u8": "PCM_U8", "s8": "PCM_S8", "s16le": "PCM_16", "s24le": "PCM_24", "s32le": "PCM_32", "f32le": "FLOAT",
@@ -40,28 +48,40 @@ class Raw:
 class PipeReader:
     """Reads from a pipe. ``frames`` is the header's, 0 for unknown; ``warnings`` are complete when all is read."""
 
-    def __init__(self, file: soundfile.SoundFile) -> None:
-        self._file = file
+    def __init__(self, file: soundfile.SoundFile, handle: int = -1) -> None:
+        self._file, self._handle = file, handle
         self.encoding = Encoding(file.samplerate, file.channels, file.format, file.subtype)
         size = file.frames * file.channels * WIDTHS.get(file.subtype, 1)
         self.frames = file.frames if 0 < size < _NO_LENGTH else 0
         self.warnings: list[str] = []
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """Yield float32 (C, n), a tenth of a second at a time. Raises ``AudioError``."""
-        size, count = max(1, round(_SECONDS * self.encoding.sample_rate)), 0
-        buffer = np.empty((size, self.encoding.channels), np.float32)
+    def blocks(self, seconds: float = _SECONDS) -> Iterator[np.ndarray]:
+        """Yield float32 (C, n), so many seconds at a time, or up to a second of what is there already. Raises
+        ``AudioError``."""
+        size, count = max(1, round(seconds * self.encoding.sample_rate)), 0
+        buffer = np.empty((max(size, self.encoding.sample_rate), self.encoding.channels), np.float32)
         while True:
             try:
-                block = self._file.read(out=buffer)
+                block = self._file.read(out=buffer[: max(size, self._waiting(len(buffer)))])
             except soundfile.LibsndfileError as error:
                 raise AudioError(f"standard input: cannot be read any further ({error.error_string})") from error
             if not len(block):
                 break
             count += len(block)
-            yield np.ascontiguousarray(block.T)
+            yield block.T.copy()  # the buffer is used again
         if self.frames and count != self.frames:
             self.warnings.append(f"the header says {self.frames} frames, {count} were there")
+
+    def _waiting(self, most: int) -> int:
+        """Frames that can be read without a wait, as far as the system says."""
+        width = WIDTHS.get(self.encoding.subtype, 0) * self.encoding.channels
+        if fcntl is None or not width:
+            return 0
+        try:
+            (count,) = struct.unpack("i", fcntl.ioctl(self._handle, termios.FIONREAD, bytes(4)))
+        except OSError:  # no pipe
+            return 0
+        return int(min(count // width, most))
 
 
 @contextmanager
@@ -80,7 +100,7 @@ def reading(handle: int, raw: Raw | None = None) -> Iterator[PipeReader]:
     with file:
         if not 1 <= file.channels <= MAX_CHANNELS or not RATES[0] <= file.samplerate <= RATES[1]:
             raise AudioError(f"standard input: {file.samplerate} Hz, {file.channels} channels: not plausible")
-        yield PipeReader(file)
+        yield PipeReader(file, handle)
 
 
 class PipeWriter:

@@ -10,6 +10,7 @@ from fastenh import __version__
 
 _COMMANDS = {
     "enhance": "Take the noise out of files and folders.",
+    "live": "Take the noise out of a microphone's sound while somebody speaks.",
     "demo": "Hear and see it in the browser.",
     "evaluate": "Measure PESQ, STOI and SI-SDR against clean references.",
     "train": "Train a model on your own data.",

@@ -120,6 +120,11 @@ class _BatchSize(click.IntRange):
     help="For recordings above 16 kHz: keep what is above 8 kHz where there is speech, or remove it.",
 )
 @click.option("--vad", is_flag=True, help="Turn down further what is no speech, by up to 20 decibels.")
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Run as a stream, hop by hop. Causal models, as dpt_complex-live, always do; others are refused.",
+)
 @click.option("--suffix", default="", help="Text to add to the name of each output, before its extension.")
 @click.option(
     "--format", "ending", type=click.Choice(FORMATS), help="Container of the outputs.  [default: that of the input]"
@@ -189,6 +194,7 @@ def command(
     atten_lim: float | None,
     bandwidth: str,
     vad: bool,
+    live: bool,
     suffix: str,
     ending: str | None,
     track: int | None,
@@ -216,19 +222,20 @@ def command(
     they are. Several processes with one output folder share its files. Ctrl-C stops after the current window, a second
     Ctrl-C at once; give the same command again to resume. The exit code is 1 if a file failed or the job was stopped,
     and 2 for wrong usage. "fastenh enhance - -o -" reads standard input and writes standard output as the sound comes
-    in: WAV, or samples without a header with --raw.
+    in: WAV, or samples without a header with --raw; with --live it is some hundredths of a second behind.
     """
     console, errors = Terminal(quiet=quiet), Terminal()
     keep_freed_memory()
     spans = {"span_seconds": span_seconds, "context_seconds": context_seconds}
     sound: dict[str, Any] = {"bandwidth": bandwidth, "vad": vad}
+    loaded: dict[str, Any] = {**sound, "live": True if live else None, **spans}
     if Path("-") in (*inputs, output) or raw:
         with one_line(), backend.use_backend(backend_name if backend_name != "auto" else None):
             if inputs != (Path("-"),) or output != Path("-"):
                 raise JobError("a pipe goes to a pipe: fastenh enhance - -o -")
             if threads:
                 torch.set_num_threads(threads)
-            enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=1, **sound, **spans)
+            enhancer = Enhancer.from_pretrained(model, device, dtype, batch_size=1, **loaded)
             for warning in pipe.run(0, 1, enhancer, Raw(*raw) if raw else None, atten_lim):
                 console.print(f"warning: {warning}")
         return
@@ -245,7 +252,7 @@ def command(
         number, count = shard or (1, 1)
         tasks = layout.tasks[number - 1 :: count]
         options = job.Options(overwrite, atten_lim, jobs, threads, dry_run, track, bitrate)
-        loaded = {"batch_size": batch_size, **sound, **spans}
+        loaded["batch_size"] = batch_size
         chosen = Engine(engine, address, workers)
         with _started(chosen, (model, device, dtype, backend_name), loaded, options) as (run, about):
             if verbose:
@@ -268,7 +275,7 @@ def command(
             if report is not None:
                 named: dict[str, Any] = {"model": model, "device": about.device, "dtype": about.dtype}
                 named |= {"engine": engine, "backend": about.backend.name, "atten_lim_db": atten_lim}
-                named |= {**sound, "track": track, "bit_rate": bitrate, **spans, "dry_run": dry_run}
+                named |= {**sound, "track": track, "bit_rate": bitrate, **spans, "live": about.live, "dry_run": dry_run}
                 (write_page if page else write_report)(report, results, summary, named)
             console.print(_words(summary, results))
     left = len(tasks) - files.done

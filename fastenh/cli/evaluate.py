@@ -37,6 +37,9 @@ PART = ".part"  # behind the name of the results: what is known so far
 @click.option(
     "--model", "models", multiple=True, help="A shipped model, a checkpoint or an exported model; may be repeated."
 )
+@click.option(
+    "--live", is_flag=True, help="Judge in live form, as causal models always are; refuse models that have none."
+)
 @click.option("--enhanced", type=Place(), help="Folder of files that any program enhanced.")
 @click.option("--out", type=Place(dir_okay=False), help="Write the results as JSON.")
 @click.option("--csv", "csv_path", type=Place(dir_okay=False), help="Write a CSV with one line per file.")
@@ -55,6 +58,7 @@ def command(
     noisy: Path,
     clean: Path,
     models: tuple[str, ...],
+    live: bool,
     enhanced: Path | None,
     out: Path | None,
     csv_path: Path | None,
@@ -73,7 +77,7 @@ def command(
         pairs = match_pairs(noisy, clean)
         systems: dict[str, Callable[[Pair, np.ndarray], np.ndarray]] = {}
         for model in models:
-            systems[_label(model, systems)] = _with_model(model, device, dtype)
+            systems[_label(model, systems)] = _with_model(model, device, dtype, live)
         files = [] if enhanced is None else [enhanced.name]
         found = {} if enhanced is None else _find(enhanced, pairs)
         if enhanced is not None:
@@ -122,9 +126,9 @@ def _label(name: str, taken: dict[str, Callable[[Pair, np.ndarray], np.ndarray]]
     return name
 
 
-def _with_model(model: str, device: str, dtype: str) -> Callable[[Pair, np.ndarray], np.ndarray]:
+def _with_model(model: str, device: str, dtype: str, live: bool) -> Callable[[Pair, np.ndarray], np.ndarray]:
     keep_freed_memory()
-    enhancer = Enhancer.from_pretrained(model, device, dtype)
+    enhancer = Enhancer.from_pretrained(model, device, dtype, live=True if live else None)
     return lambda pair, noisy: enhancer(noisy, metrics.SAMPLE_RATE)
 
 

@@ -22,12 +22,16 @@ def silenced(block: np.ndarray) -> np.ndarray:
 class Blend:
     """Keeps the input until its enhanced form comes, and gives the output: ``share`` of the one, the rest the other.
 
-    upper_band: adds to the enhanced form what it lacks above 8 kHz, if given.
+    ``share`` may be changed at any time, and is reached over the next samples that are given. upper_band: adds to the
+    enhanced form what it lacks above 8 kHz, if given. keeps: the input even where nothing needs it yet.
     """
 
-    def __init__(self, channels: int, share: float = 0.0, upper_band: UpperBand | None = None) -> None:
+    def __init__(
+        self, channels: int, share: float = 0.0, upper_band: UpperBand | None = None, keeps: bool = False
+    ) -> None:
         self.share, self._upper_band = share, upper_band
-        self._keeps = bool(share) or upper_band is not None
+        self._keeps = keeps or bool(share) or upper_band is not None
+        self._share_before = share
         self._waiting = np.zeros((channels, 0), np.float32)  # input whose enhanced form is not there yet
         self._missing = 0  # frames of output that are owed
 
@@ -50,4 +54,10 @@ class Blend:
         noisy, self._waiting = self._waiting[:, :count], self._waiting[:, count:]
         if self._upper_band is not None:
             enhanced = enhanced + self._upper_band.upper(noisy)
-        return enhanced + self.share * (noisy - enhanced) if self.share else enhanced
+        share: float | np.ndarray = self.share
+        if count and share != self._share_before:
+            share = np.linspace(self._share_before, self.share, count, dtype=np.float32)
+            self._share_before = self.share
+        elif not share:
+            return enhanced
+        return enhanced + share * (noisy - enhanced)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -16,22 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastenh.audio.files import MAX_CHANNELS, RATES
+from fastenh.audio.files import MAX_CHANNELS
 from fastenh.audio.levels import from_float, to_float
-from fastenh.audio.resampling import Resampler
 from fastenh.devices import DeviceError, pick_device, pick_dtype
-from fastenh.enhance.blend import Blend, silenced
+from fastenh.enhance.chain import Chain, check_rate
+from fastenh.enhance.chain import EnhancementError as EnhancementError
 from fastenh.enhance.engine import Inline, Pool
 from fastenh.enhance.exported import ExportedModel, is_exported
-from fastenh.enhance.gate import SpeechGate
 from fastenh.enhance.graphs import GraphedModel
-from fastenh.enhance.offset import Offset
+from fastenh.enhance.live import LiveEnhancer
 from fastenh.enhance.spans import Cutter, Joiner, SpanError, Spans
-from fastenh.enhance.suitability import Clipping, Suitability
-from fastenh.enhance.upper_band import UpperBand
-from fastenh.errors import ProcessingError
 from fastenh.models import checkpoint
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
+from fastenh.models.live import LiveModel, LiveModelError
 from fastenh.models.registry import DEFAULT
 
 log = logging.getLogger("fastenh")
@@ -41,11 +37,8 @@ Waveform = TypeVar("Waveform", np.ndarray, Tensor)
 SPAN_SECONDS, CONTEXT_SECONDS = 3.58, 0.25
 BANDWIDTHS = "full", "16k"
 _LONGEST = 600  # seconds: attention over a window of ten minutes fills 20 GB
+_LOOKS_AHEAD = "this model looks ahead and cannot run live; dpt_complex-live can"
 _FADE = 6400  # samples, 0.4 s: neighbours disagree, and a slow change is heard less (docs/spans.md)
-
-
-class EnhancementError(ProcessingError, RuntimeError):
-    """An output that is no sound, or silence where there was sound."""
 
 
 class Enhancer:
@@ -56,6 +49,9 @@ class Enhancer:
     The model works at 16 kHz; of a recording at a higher rate the band above 8 kHz follows what the model does right
     below it (``upper_band.py``), or is removed with ``bandwidth="16k"``. ``vad`` turns down further what is no speech
     (``gate.py``).
+
+    A causal model takes each recording as a stream instead, hop by hop and in float32, since windows would forget what
+    came before. ``live``: refuse a model that cannot, with True; windows in any case, with False.
     """
 
     def __init__(
@@ -70,6 +66,7 @@ class Enhancer:
         bandwidth: str = "full",
         vad: bool = False,
         identity: str = "",
+        live: bool | None = None,
     ) -> None:
         if bandwidth not in BANDWIDTHS:
             raise ValueError(f"bandwidth is {' or '.join(BANDWIDTHS)}, not {bandwidth!r}")
@@ -78,6 +75,9 @@ class Enhancer:
         self.dtype = pick_dtype(dtype, self.device)
         self.identity = identity  # of the weights
         self.model = model.to(self.device).eval()
+        self.live_model = _live_model(self.model, live)
+        if self.live_model is not None:
+            self.dtype = torch.float32
         self._compute: Callable[[Tensor], Tensor] = self.model
         if isinstance(model, SpectralModel):  # other modules run as they are
             self._compute = model.folded(self.dtype)
@@ -144,40 +144,45 @@ class Enhancer:
         given. ``remarks``: at the end it gets in words what was done besides, and what the model was not made for.
         Otherwise as ``__call__``.
         """
-        _check_rate(sample_rate)
-        if atten_lim_db is not None and math.isnan(atten_lim_db):
-            raise ValueError("atten_lim_db is not a number")
-        share = 0.0 if atten_lim_db is None else 10.0 ** (-abs(atten_lim_db) / 20.0)
-        keeps_upper_band = self.bandwidth == "full" and sample_rate > SAMPLE_RATE
-        upper_band = UpperBand(channels, sample_rate) if keeps_upper_band else None
-        gate = SpeechGate(channels) if self.vad else None
-        blend = Blend(channels, share, upper_band)
-        down, up = Resampler(sample_rate, SAMPLE_RATE, channels), Resampler(SAMPLE_RATE, sample_rate, channels)
-        offset, clipping = Offset(channels, sample_rate), Clipping(channels, sample_rate)
-        suitability = Suitability(channels)
-        nothing = np.zeros((channels, 0), np.float32)
+        check_rate(sample_rate)
+        if self.live_model is not None:
+            yield from self._live_stream(blocks, channels, sample_rate, atten_lim_db, remarks)
+            return
+        chain = Chain(channels, sample_rate, atten_lim_db, self.bandwidth, vad=self.vad)
+        given = itertools.chain(((block, False) for block in blocks), [(chain.nothing, True)])
+        heard = (chain.hear(block, last) for block, last in given)
+        for enhanced in self._windows(heard, channels, engine or Inline(self.run, self.batch_size)):
+            yield chain.make(enhanced)
+        _end(chain, remarks)
+        yield chain.finish()
 
-        def at_16_khz() -> Iterator[np.ndarray]:
-            given = (silenced(_as_block(block, channels)) for block in blocks)
-            for block, last in itertools.chain(((block, False) for block in given), [(nothing, True)]):
-                clipping.feed(block, last)
-                low = down.feed(blend.take(offset.feed(block, last)), last)
-                suitability.give(low)
-                low = gate.hear(low) if gate else low
-                yield upper_band.hear(low) if upper_band else low
+    def _live_stream(
+        self,
+        blocks: Iterable[np.ndarray],
+        channels: int,
+        sample_rate: int,
+        atten_lim_db: float | None,
+        remarks: list[str] | None,
+    ) -> Iterator[np.ndarray]:
+        live = self.live(sample_rate, channels, atten_lim_db, watches=True)
+        for block in blocks:
+            yield live.feed(block)
+        rest = live.finish()
+        _end(live.chain, remarks)
+        yield rest
 
-        for enhanced in self._windows(at_16_khz(), channels, engine or Inline(self.run, self.batch_size)):
-            suitability.take(enhanced)
-            enhanced = gate.give(enhanced) if gate else enhanced
-            yield blend.give(up.feed(upper_band.lower(enhanced) if upper_band else enhanced))
-        if suitability.is_silenced and not blend.share:
-            raise EnhancementError("the model made silence of it; its weights may be damaged")
-        if remarks is not None:
-            suitability.take(nothing, last=True)
-            remarks += [*offset.remarks(), *clipping.remarks(), *suitability.remarks()]
-        rest = gate.give(nothing, last=True) if gate else nothing
-        rest = upper_band.lower(rest, last=True) if upper_band else rest
-        yield blend.give(up.feed(rest, last=True), last=True)
+    def live(
+        self, sample_rate: float, channels: int = 1, atten_lim_db: float | None = None, *, watches: bool = False
+    ) -> LiveEnhancer:
+        """For sound that is still being made: an object whose ``feed`` takes blocks of any size and gives blocks.
+
+        ``watches``: it also looks for what the model was not made for, of which ``chain.remarks()`` tells at the end.
+        That takes a tenth of a second every 8 s. Raises ``LiveModelError`` for a model that looks ahead, and
+        ``ValueError`` for a rate that is not whole, or not from 8 to 192 kHz.
+        """
+        if self.live_model is None:
+            raise LiveModelError(_LOOKS_AHEAD)
+        return LiveEnhancer(self.live_model, sample_rate, channels, atten_lim_db, self.bandwidth, watches, self.vad)
 
     def _windows(self, blocks: Iterable[np.ndarray], channels: int, engine: Inline | Pool) -> Iterator[np.ndarray]:
         """At 16 kHz. The result does not depend on how the recording is cut into blocks."""
@@ -230,6 +235,29 @@ class Enhancer:
         return torch.autocast(self.device.type, self.dtype, cache_enabled=False)  # a graph must hold its own casts
 
 
+def _live_model(model: nn.Module, live: bool | None) -> LiveModel | None:
+    """The form of a causal model that enhances hop by hop, unless ``live`` is False; with True it must have one."""
+    causal = isinstance(model, SpectralModel) and model.causal
+    if live is False or (live is None and not causal):
+        return None
+    try:
+        if not isinstance(model, SpectralModel):
+            raise LiveModelError(_LOOKS_AHEAD)
+        return LiveModel(model)
+    except LiveModelError:
+        if live:
+            raise
+    return None
+
+
+def _end(chain: Chain, remarks: list[str] | None) -> None:
+    """What is to be said at the end of a recording."""
+    if chain.is_silenced:
+        raise EnhancementError("the model made silence of it; its weights may be damaged")
+    if remarks is not None:
+        remarks += chain.remarks()
+
+
 def _gather(channels: list[Future[np.ndarray]]) -> np.ndarray:
     window = np.stack([future.result() for future in channels])
     if not np.isfinite(window).all():
@@ -242,22 +270,3 @@ def _check_shape(samples: np.ndarray) -> None:
         raise ValueError(f"a waveform is (channels, samples); {samples.shape} is the other way round: transpose it")
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[0] <= MAX_CHANNELS):
         raise ValueError(f"a waveform is (samples,) or (channels, samples), not {samples.shape}")
-
-
-def _check_rate(sample_rate: float) -> None:
-    low, high = RATES
-    if not low <= sample_rate <= high:
-        raise ValueError(f"sample_rate is in Hz, {low:,} to {high:,}, not {sample_rate}")
-
-
-def _as_block(block: np.ndarray, channels: int) -> np.ndarray:
-    """float32 (channels, n)."""
-    block = np.asarray(block)
-    rows = block[None] if block.ndim == 1 else block
-    if rows.ndim != 2 or rows.shape[0] != channels:
-        transposed = rows.ndim == 2 and rows.shape[1] == channels
-        raise ValueError(
-            f"a block is (channels, samples) of {channels} channels, not {block.shape}"
-            + (": transpose it" if transposed else "")
-        )
-    return to_float(rows)

@@ -61,12 +61,13 @@ class About:
     device: str
     dtype: str
     backend: Choice
+    live: bool  # hop by hop
 
     @classmethod
     def of(cls, enhancer: Enhancer, source: str) -> About:
         exported = is_exported(source)
         choice = Choice("onnxruntime", "the model is exported") if exported else backend.choose(enhancer.device)
-        return cls(str(enhancer.device), str(enhancer.dtype), choice)
+        return cls(str(enhancer.device), str(enhancer.dtype), choice, enhancer.live_model is not None)
 
 
 @dataclass
@@ -147,7 +148,7 @@ def remove_abandoned_of(tasks: Iterable[Task]) -> None:
 
 def _in_threads(work: Work, tasks: Sequence[Task], jobs: int, stop: threading.Event) -> Generator[Result, None, None]:
     left, begun = deque(tasks), set[Future[tuple[Task, Result | None]]]()
-    with ThreadPoolExecutor(jobs) as threads:
+    with ThreadPoolExecutor(jobs, initializer=_set_threads, initargs=(work.torch_threads,)) as threads:
         try:
             while left or begun:
                 while left and len(begun) < 2 * jobs:
@@ -165,6 +166,11 @@ def _in_threads(work: Work, tasks: Sequence[Task], jobs: int, stop: threading.Ev
                             yield result
         finally:
             work.stop()
+
+
+def _set_threads(count: int | None) -> None:
+    if count:
+        torch.set_num_threads(count)  # of this thread alone
 
 
 class Work:
@@ -185,12 +191,15 @@ class Work:
             "vad": enhancer.vad or None,  # as in folders made before there was one
             "track": options.track,
             "bit_rate": options.bit_rate,
+            "live": enhancer.live_model is not None or None,  # likewise
         }
         job = job or uuid.uuid4().hex
         self.manifests = {root: open_manifest(root, settings, job) for root in roots}
         on_cpu = enhancer.device.type == "cpu"
         workers = threads if on_cpu else 1
         self.files_at_a_time = workers + 1 if on_cpu else _FILES_AT_A_TIME
+        # as a stream a recording is enhanced by the thread that reads it
+        self.torch_threads = 1 if on_cpu and enhancer.live_model is not None else None
         self.engine = Pool(enhancer.run, enhancer.batch_size, workers, 1 if on_cpu else threads)
         self.stopped = threading.Event()
 

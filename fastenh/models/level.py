@@ -29,14 +29,18 @@ def running_level(power: Tensor, state: Tensor, frames_per_second: float) -> tup
     what has been heard so far, so that the first frames count at once (the bias correction of Kingma and Ba 2015,
     "Adam"). Frames may come in any portions.
     """
+    rates = [-1 / (seconds * frames_per_second) for seconds in (ATTACK, RELEASE)]
     levels = []
     for block in power.split(_BLOCK, dim=1):
+        heard = torch.stack([block, torch.ones_like(block)], -1)  # (B, T, 2)
+        if block.shape[1] == 1:  # a hop of live sound: the same in few steps
+            state = block.new_tensor(rates).exp().unsqueeze(1) * state + heard
+            levels.append((state[..., 0] / state[..., 1]).amax(1, keepdim=True).clamp_min(SILENCE_RMS**2).sqrt())
+            continue
         frames = torch.arange(block.shape[1], device=power.device, dtype=power.dtype)
         age = frames.unsqueeze(1) - frames  # of the frame in a column, seen from that in a row
-        heard = torch.stack([block, torch.ones_like(block)], -1)  # (B, T, 2)
         sums = []
-        for number, seconds in enumerate((ATTACK, RELEASE)):
-            rate = -1 / (seconds * frames_per_second)
+        for number, rate in enumerate(rates):  # as numbers: a CUDA graph of a training step takes no tensor of them
             weights = torch.where(age >= 0, torch.exp(rate * age.clamp_min(0.0)), 0.0)  # (T, T)
             faded = torch.exp(rate * (frames.unsqueeze(1) + 1)) * state[:, number : number + 1]  # (B, T, 2)
             with torch.autocast(power.device.type, enabled=False):

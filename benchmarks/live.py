@@ -1,0 +1,91 @@
+"""Latency of live sound, a hop of 16 ms at a time on one thread: python -m benchmarks.live [--seconds 60]
+
+Each row is a form (``FORMS``): seconds for each hop by the clock and by the processor's time of the thread, which other
+work on the machine disturbs less. A hop must be done in 16 ms. Without the weights of dpt_complex-live the model
+has its shape and random weights, which takes as long. Figures to publish are taken while the machine does nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from fastenh import Enhancer
+from fastenh.models import checkpoint
+from fastenh.models.dpt_complex import DPTComplexConfig
+from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
+from fastenh.models.live import HOP
+from fastenh.models.registry import build
+
+NAME = "dpt_complex-live"
+Step = Callable[[np.ndarray], object]  # takes the sound of one hop (channels, n)
+_WARM = 150  # hops before the clock counts: by then the attention sees its whole history
+
+
+def live_model(source: str | None) -> SpectralModel:
+    if source is None and NAME not in checkpoint.shipped_models():
+        return build("dpt_complex", DPTComplexConfig(causal=True, history=128)).eval()
+    return checkpoint.load(source or NAME)[0]
+
+
+def pytorch_step(model: SpectralModel) -> Step:
+    """The model alone."""
+    enhancer = Enhancer(model, "cpu")
+    assert enhancer.live_model is not None
+    live, state = enhancer.live_model, [enhancer.live_model.start()]
+
+    def step(block: np.ndarray) -> None:
+        _, state[0] = live(torch.from_numpy(block), state[0])
+
+    return step
+
+
+def enhancer_step(rate: int, channels: int = 1, bandwidth: str = "full") -> Callable[[SpectralModel], Step]:
+    """All of ``Enhancer.live``: offset, rates, upper band."""
+    return lambda model: Enhancer(model, "cpu", bandwidth=bandwidth).live(rate, channels).feed
+
+
+# what is measured: (name, samples a second, channels, how to make a step). A form in another runtime goes here.
+FORMS: list[tuple[str, int, int, Callable[[SpectralModel], Step]]] = [
+    ("PyTorch, the model alone", SAMPLE_RATE, 1, pytorch_step),
+    ("PyTorch, Enhancer.live", SAMPLE_RATE, 1, enhancer_step(SAMPLE_RATE)),
+    ("PyTorch, Enhancer.live", 48_000, 1, enhancer_step(48_000)),
+    ("PyTorch, Enhancer.live", 48_000, 2, enhancer_step(48_000, 2)),
+]
+
+
+def measure(step: Step, rate: int, channels: int, hops: int, size: int = 1) -> np.ndarray:
+    """(2, calls): milliseconds of clock and of processor for each call with ``size`` hops."""
+    frames = size * HOP * rate // SAMPLE_RATE
+    sound = (0.1 * np.random.default_rng(0).standard_normal((channels, 8 * frames))).astype(np.float32)
+    taken = []
+    for number in range((_WARM + hops) // size):
+        block = sound[:, number % 8 * frames :][:, :frames]
+        began, used = time.perf_counter(), time.thread_time()
+        step(block)
+        taken.append((time.perf_counter() - began, time.thread_time() - used))
+    return 1000 * np.array(taken[_WARM // size :]).T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of sound, for each row")
+    parser.add_argument("--model", help=f"a checkpoint instead of {NAME}")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model, hops = live_model(options.model), round(options.seconds * SAMPLE_RATE / HOP)
+    print("| ms a hop, one thread | Hz | channels | p50 | p95 | p99 | worst | processor p50 | p95 | p99 | of 64 |")
+    print(f"|{'---|' * 11}")
+    for name, rate, channels, make in FORMS:
+        wall, used = measure(make(model), rate, channels, hops)
+        _, many = measure(make(model), rate, channels, hops, 64)
+        figures = [*np.percentile(wall, [50, 95, 99, 100]), *np.percentile(used, [50, 95, 99]), many.mean() / 64]
+        print(f"| {name} | {rate} | {channels} | {' | '.join(f'{figure:.2f}' for figure in figures)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
