@@ -160,8 +160,8 @@ def test_input_without_room_is_an_overrun_and_time_is_kept(enhancer, sound, expe
             device.call(160)
     heard, right = device.result()[:, 0], expected(duplex, len(sound))
     reading = duplex.reading
-    assert reading.overruns >= 15
-    assert reading.lost_frames > 2000
+    assert reading.overruns >= 9  # the model may take ten blocks before it stands still, and ten more wait
+    assert reading.lost_frames >= 9 * 160
     settled = slice(60 * 160, None)  # the model has not heard all, but what it gives is at its place
     correlation = np.correlate(heard[settled], right[settled], "full")
     assert np.argmax(correlation) == len(right[settled]) - 1
