@@ -145,8 +145,8 @@ def test_a_late_model_is_an_underrun_and_is_caught_up_with(enhancer, sound, expe
     assert reading.silent_frames >= len(silent)
 
 
-def test_input_without_room_is_an_overrun_and_time_is_kept(enhancer, sound, expected):
-    slow = Slow(enhancer.live(RATE))
+def test_input_without_room_is_an_overrun_and_time_is_kept(sound):
+    slow = Slow(types.SimpleNamespace(sample_rate=RATE, channels=1, delay=256, feed=lambda block: block))
     with Duplex(slow, BLOCK + CUSHION, backlog=0.1) as duplex:
         device = Device(duplex, sound)
         for _ in range(20):
@@ -158,13 +158,12 @@ def test_input_without_room_is_an_overrun_and_time_is_kept(enhancer, sound, expe
         device.settle()
         for _ in range(50):
             device.call(160)
-    heard, right = device.result()[:, 0], expected(duplex, len(sound))
-    reading = duplex.reading
+    heard, reading = device.result()[:, 0], duplex.reading
     assert reading.overruns >= 9  # the model may take ten blocks before it stands still, and ten more wait
     assert reading.lost_frames >= 9 * 160
-    settled = slice(60 * 160, None)  # the model has not heard all, but what it gives is at its place
-    correlation = np.correlate(heard[settled], right[settled], "full")
-    assert np.argmax(correlation) == len(right[settled]) - 1
+    settled = slice(60 * 160, None)
+    right = np.concatenate([np.zeros(duplex.latency, np.float32), sound])[: len(heard)]
+    np.testing.assert_array_equal(heard[settled], right[settled])
     assert duplex._late == 0
 
 
