@@ -162,6 +162,21 @@ def test_the_upper_band_follows_the_gain_as_in_files(enhancer):
     assert error < 0.06  # the filters differ around 8 kHz
 
 
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_the_gate_for_pauses_adds_no_delay_and_does_not_depend_on_blocks(enhancer, rate):
+    gated = Enhancer(causal_model(), "cpu", vad=True)
+    signal = sound(2 * rate, 1, rate)
+    signal[:, rate:] *= 1e-3  # a pause
+    assert gated.live(rate).delay == enhancer.live(rate).delay
+    plain = through(enhancer.live(rate), [signal])
+    first, second = (through(gated.live(rate), cut(signal, seed)) for seed in (1, 2))
+    assert first.shape == signal.shape
+    np.testing.assert_allclose(first, second, rtol=0, atol=1e-6)
+    quiet = slice(3 * rate // 2, None)  # what the gate holds open and closes over has passed
+    assert np.square(first[:, quiet]).sum() < 0.02 * np.square(plain[:, quiet]).sum()
+    np.testing.assert_allclose(first[:, rate // 2 : rate], plain[:, rate // 2 : rate], rtol=0, atol=1e-6)
+
+
 def test_files_and_waveforms_run_as_a_stream(enhancer):
     signal = sound(30_000)
     assert enhancer.live_model is not None

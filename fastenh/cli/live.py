@@ -47,6 +47,7 @@ _BAR, _QUIETEST = 12, -60.0  # characters and dBFS of a meter
     type=click.Choice(BANDWIDTHS),
     help="Keep what is above 8 kHz where there is speech, or remove it, which saves 32 ms.",
 )
+@click.option("--vad", is_flag=True, help="Turn down further what is no speech, by up to 20 decibels.")
 @click.option("--block", default=10.0, show_default=True, type=click.FloatRange(1, 200), help="Of the device, in ms.")
 @click.option(
     "--cushion",
@@ -67,6 +68,7 @@ def command(
     channels: int,
     atten_lim: float | None,
     bandwidth: str,
+    vad: bool,
     block: float,
     cushion: float,
     threads: int,
@@ -87,7 +89,7 @@ def command(
         microphone, headphones = devices.find(source, "input"), devices.find(target, "output")
         rate = rate or round(microphone["default_samplerate"])
         torch.set_num_threads(threads)
-        enhancer = Enhancer.from_pretrained(model, "cpu", "float32", bandwidth=bandwidth, live=True)
+        enhancer = Enhancer.from_pretrained(model, "cpu", "float32", bandwidth=bandwidth, vad=vad, live=True)
         live = enhancer.live(rate, channels, atten_lim)
         live.feed(torch.zeros(channels, rate // 4).numpy())  # the first calls take longer
         live.reset()
