@@ -8,8 +8,10 @@ has its shape and random weights, which takes as long. Figures to publish are ta
 from __future__ import annotations
 
 import argparse
+import runpy
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,12 +19,14 @@ import torch
 from fastenh import Enhancer
 from fastenh.models import checkpoint
 from fastenh.models.dpt_complex import DPTComplexConfig
+from fastenh.models.export import export_live
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
 from fastenh.models.live import HOP
 from fastenh.models.registry import build
 
 NAME = "dpt_complex-live"
 Step = Callable[[np.ndarray], object]  # takes the sound of one hop (channels, n)
+_EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "enhance_live_onnx.py"
 _WARM = 150  # hops before the clock counts: by then the attention sees its whole history
 
 
@@ -49,9 +53,27 @@ def enhancer_step(rate: int, channels: int = 1, bandwidth: str = "full") -> Call
     return lambda model: Enhancer(model, "cpu", bandwidth=bandwidth).live(rate, channels).feed
 
 
-# what is measured: (name, samples a second, channels, how to make a step). A form in another runtime goes here.
+def onnx_step(model: SpectralModel) -> Step:
+    """The model alone, as ``fastenh export --live`` writes it, driven as by the example, which copies the state."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    content = export_live(model, {}).SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    step = runpy.run_path(str(_EXAMPLE))["Step"](session)
+
+    def hops(block: np.ndarray) -> None:
+        for samples in block[0].reshape(-1, HOP):
+            step(samples)
+
+    return hops
+
+
+# what is measured: (name, samples a second, channels, how to make a step)
 FORMS: list[tuple[str, int, int, Callable[[SpectralModel], Step]]] = [
     ("PyTorch, the model alone", SAMPLE_RATE, 1, pytorch_step),
+    ("onnxruntime, the model alone", SAMPLE_RATE, 1, onnx_step),
     ("PyTorch, Enhancer.live", SAMPLE_RATE, 1, enhancer_step(SAMPLE_RATE)),
     ("PyTorch, Enhancer.live", 48_000, 1, enhancer_step(48_000)),
     ("PyTorch, Enhancer.live", 48_000, 2, enhancer_step(48_000, 2)),
