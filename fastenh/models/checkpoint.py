@@ -116,7 +116,7 @@ def locate(source: str | Path) -> Path:
 def shipped_models() -> dict[str, Path]:
     """Name and file of the weights in the package."""
     folder = Path(str(resources.files("fastenh") / "weights"))
-    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: path.stem)}
 
 
 def read(path: Path) -> Checkpoint:
