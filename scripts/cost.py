@@ -27,7 +27,7 @@ class Figures:
     cores: float = 1000
     core_hour: float = 0.04  # in the currency of the reader, as all prices
     gpu_times_real_time: float = 22_500  # of the model alone: windows that deliver 3.58 s in 159 us (docs/speed.md)
-    feeding_seconds: float = 0.0033  # of one core: reading, resampling, writing, the rest (44.1 kHz FLAC; 16 kHz: 0.0013)
+    feeding_seconds: float = 0.0033  # of one core: all but the model (44.1 kHz FLAC; 16 kHz: 0.0013)
     cores_per_gpu: float = 16
     gpus: float = 8
     gpu_hour: float = 4.0  # with its cores
