@@ -1,8 +1,8 @@
 """Latency of live sound, a hop of 16 ms at a time on one thread: python -m benchmarks.live [--seconds 60]
 
 Each row is a form (``FORMS``): seconds for each hop by the clock and by the processor's time of the thread, which other
-work on the machine disturbs less. A hop must be done in 16 ms. Without the weights of dpt_complex-live the model
-has its shape and random weights, which takes as long. Figures to publish are taken while the machine does nothing else.
+work on the machine disturbs less. A hop must be done in 16 ms. Figures to publish are taken while the machine does
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,22 +18,14 @@ import torch
 
 from fastenh import Enhancer
 from fastenh.models import checkpoint
-from fastenh.models.dpt_complex import DPTComplexConfig
 from fastenh.models.export import export_live
 from fastenh.models.frontend import SAMPLE_RATE, SpectralModel
 from fastenh.models.live import HOP
-from fastenh.models.registry import build
 
 NAME = "dpt_complex-live"
 Step = Callable[[np.ndarray], object]  # takes the sound of one hop (channels, n)
 _EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "enhance_live_onnx.py"
 _WARM = 150  # hops before the clock counts: by then the attention sees its whole history
-
-
-def live_model(source: str | None) -> SpectralModel:
-    if source is None and NAME not in checkpoint.shipped_models():
-        return build("dpt_complex", DPTComplexConfig(causal=True, history=128)).eval()
-    return checkpoint.load(source or NAME)[0]
 
 
 def pytorch_step(model: SpectralModel) -> Step:
@@ -96,10 +88,10 @@ def measure(step: Step, rate: int, channels: int, hops: int, size: int = 1) -> n
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of sound, for each row")
-    parser.add_argument("--model", help=f"a checkpoint instead of {NAME}")
+    parser.add_argument("--model", default=NAME, help="a causal model: shipped, or a checkpoint")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    model, hops = live_model(options.model), round(options.seconds * SAMPLE_RATE / HOP)
+    model, hops = checkpoint.load(options.model)[0], round(options.seconds * SAMPLE_RATE / HOP)
     print("| ms a hop, one thread | Hz | channels | p50 | p95 | p99 | worst | processor p50 | p95 | p99 | of 64 |")
     print(f"|{'---|' * 11}")
     for name, rate, channels, make in FORMS:

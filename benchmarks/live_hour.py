@@ -11,16 +11,13 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.live import NAME, live_model
-from fastenh.models import checkpoint
-from fastenh.models.dpt_complex import DPTComplexConfig
+from benchmarks.live import NAME
 
 
 def second(number: int, rate: int) -> np.ndarray:
@@ -85,14 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default=NAME)
     options = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        model = options.model
-        if model == NAME and NAME not in checkpoint.shipped_models():
-            model = str(Path(folder, "random.safetensors"))
-            checkpoint.save(
-                Path(model), "dpt_complex", DPTComplexConfig(causal=True, history=128), live_model(None), {}, half=False
-            )
-        rows = run(round(options.hours * 3600), options.rate, options.paced, model)
+    rows = run(round(options.hours * 3600), options.rate, options.paced, options.model)
     memory, lags = [row[1] for row in rows], {row[2] for row in rows}
     print(f"memory {min(memory):.0f} to {max(memory):.0f} MB, lags {sorted(lags)}, {time.monotonic() - began:.0f} s")
 

@@ -16,7 +16,6 @@ from fastenh.enhance.chain import EnhancementError
 from fastenh.enhance.live import LiveEnhancer
 from fastenh.enhance.running_offset import RunningOffset
 from fastenh.evaluate import metrics
-from fastenh.models import checkpoint
 from fastenh.models.live import HOP, LiveModelError
 from fastenh.models.registry import build
 
@@ -258,7 +257,6 @@ def test_a_running_offset_leaves_digital_silence_alone():
     assert finder.feed(shifted)[:, 200:].mean() < 0.02
 
 
-@pytest.mark.skipif("dpt_complex-live" not in checkpoint.shipped_models(), reason="dpt_complex-live is not there yet")
 @pytest.mark.parametrize("path", list_audio(SAMPLES), ids=lambda path: path.stem)
 def test_every_sample_gains_by_the_shipped_live_model(path):
     noisy, clean = read_mono(path, 16_000), read_mono(SAMPLES / "clean" / path.name, 16_000)
