@@ -67,7 +67,7 @@ def _quality(enhancer: Enhancer, pairs: list[tuple[np.ndarray, np.ndarray]]) -> 
 def _cost(enhancer: Enhancer, pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     """The better of two."""
     joined = np.concatenate([noisy for noisy, _ in pairs])[: 60 * RATE]
-    parts = [joined] if enhancer.spans.window < joined.size else [noisy for noisy, _ in pairs[:6]]
+    parts = [joined] if enhancer.spans.longest < joined.size else [noisy for noisy, _ in pairs[:6]]
     times = []
     for _ in range(2):
         began = time.process_time()
@@ -89,8 +89,8 @@ def _seams(enhancer: Enhancer, recordings: list[np.ndarray]) -> list[str]:
 
 def _seams_of(enhancer: Enhancer, noisy: np.ndarray) -> Iterator[tuple[float, float, float]]:
     spans = enhancer.spans
-    starts, output = spans.starts(noisy.size), enhancer(noisy, RATE)
-    windows = {start: enhancer(noisy[start : start + spans.window], RATE) for start in starts}
+    places, output = spans.windows(noisy.size), enhancer(noisy, RATE)
+    starts, windows = [start for start, _ in places], {s: enhancer(noisy[s:end], RATE) for s, end in places}
     for index, (before, after) in enumerate(pairwise(starts), start=1):
         seam, half = index * spans.span + spans.context, max(spans.fade // 2, 1)
         first, second = (windows[start][seam - half - start : seam + half - start] for start in (before, after))

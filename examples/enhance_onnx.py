@@ -12,17 +12,17 @@ import soundfile
 
 RATE = 16_000
 SPAN, CONTEXT, FADE = 57_280, 4_000, 6_400  # samples: kept of a window, heard on both sides, faded over
-WINDOW = SPAN + 2 * CONTEXT  # 4.08 s, as fastenh enhance has it
+WINDOW, GRAIN = SPAN + 2 * CONTEXT, 8_192  # the last window is longer by multiples of the grain, as in the toolkit
 
 
 def enhance(session: onnxruntime.InferenceSession, noisy: np.ndarray) -> np.ndarray:
     """(samples,) at 16 kHz -> (samples,), in windows that fade into each other."""
-    count = 1 + max(0, -(-(noisy.size - WINDOW) // SPAN))
-    rising = ((np.arange(FADE) + 0.5) / FADE).astype(np.float32)
-    enhanced = np.zeros_like(noisy)
-    for index in range(count if noisy.size else 0):
-        start = index * SPAN if index < count - 1 else max(0, noisy.size - WINDOW)  # the last one ends with the file
-        window = session.run(None, {"waveform": noisy[None, start : start + WINDOW]})[0][0]
+    before = -(-max(0, noisy.size - WINDOW * 3 // 2) // SPAN)  # windows before the last one, which ends with the file
+    last = WINDOW - min(0, (WINDOW + before * SPAN - noisy.size) // GRAIN) * GRAIN  # its length
+    starts = [*range(0, before * SPAN, SPAN), noisy.size - last if before else 0]
+    rising, enhanced = ((np.arange(FADE) + 0.5) / FADE).astype(np.float32), np.zeros_like(noisy)
+    for index, start in enumerate(starts if noisy.size else []):
+        window = session.run(None, {"waveform": noisy[None, start:][:, : last if index == before else WINDOW]})[0][0]
         begin = index * SPAN + CONTEXT - FADE // 2 if index else 0  # where it takes over from the one before
         fresh = window[begin - start :]
         if index:

@@ -101,7 +101,7 @@ def test_a_constant_mask_returns_the_input_across_the_seams():
 
 def test_what_fits_one_window_is_the_plain_model_call(tiny_model):
     enhancer = short_spans(tiny_model, dtype="float32")
-    for length in (1, 1000, enhancer.spans.window):
+    for length in (1, 1000, enhancer.spans.window, enhancer.spans.longest):
         signal = voice(length)
         with torch.inference_mode():
             plain = tiny_model(torch.from_numpy(signal)[None])[0].numpy()

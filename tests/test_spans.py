@@ -1,59 +1,79 @@
 """Windows, seams, and the arithmetic between them."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from fastenh.enhance.spans import Cutter, Joiner, Spans
 
-SPANS = [Spans(16, 8, 4), Spans(16, 8, 16), Spans(7, 0, 0), Spans(10, 3, 6), Spans(1, 0, 0)]
+SPANS = [
+    Spans(16, 8, 4),
+    Spans(16, 8, 16, grain=8),
+    Spans(7, 0, 0, grain=3),
+    Spans(10, 3, 6, grain=100),
+    Spans(2, 30, 2, grain=5),
+    Spans(1, 0, 0),
+]
 
 
 def pass_through(spans, recording, block, change=lambda window: window):
-    """Cut and join, with ``change`` as the model. Returns (output, starts of the windows)."""
+    """Cut and join, with ``change`` as the model. Returns (output, (start, end) of the windows)."""
     cutter, joiner = Cutter(spans, recording.shape[0]), Joiner(spans)
-    pieces, starts = [recording[:, :0]], []
+    pieces, windows = [recording[:, :0]], []
     for first in range(0, recording.shape[1], block):
         for window in cutter.feed(recording[:, first : first + block]):
-            starts.append(spans.span * len(starts))
-            assert window.shape[1] == spans.window
+            windows.append((spans.span * len(windows), spans.span * len(windows) + window.shape[1]))
             pieces.append(joiner.feed(change(window)))
     last = cutter.finish()
     if last is not None:
-        starts.append(last[0])
-        assert last[1].shape[1] == min(spans.window, recording.shape[1])
+        windows.append((last[0], last[0] + last[1].shape[1]))
         pieces.append(joiner.feed(change(last[1]), last[0]))
-    return np.concatenate(pieces, axis=1), starts
+    return np.concatenate(pieces, axis=1), windows
 
 
 @pytest.mark.parametrize("spans", SPANS)
 @pytest.mark.parametrize("block", [1, 5, 10_000])
 def test_every_length_comes_back_exactly(spans, block):
     rng = np.random.default_rng(0)
-    for length in range(5 * spans.window):
+    for length in range(4 * spans.window):
         recording = rng.standard_normal((2, length)).astype(np.float32)
-        output, starts = pass_through(spans, recording, block)
+        output, windows = pass_through(spans, recording, block)
         assert output.shape == recording.shape
         np.testing.assert_allclose(output, recording, atol=1e-6)
-        assert starts == spans.starts(length)
+        assert windows == spans.windows(length)
+
+
+@pytest.mark.parametrize("spans", SPANS)
+def test_only_the_last_window_has_another_length(spans):
+    for length in range(1, 6 * spans.window):
+        *whole, (start, end) = spans.windows(length)
+        assert all(end - start == spans.window for start, end in whole)
+        assert end == length
+        if not whole:
+            assert (start, length) == (0, min(length, spans.longest))
+        elif start > whole[-1][0]:  # else it may reach back no further
+            assert spans.window <= length - start < spans.longest + spans.grain
+            assert (length - start - spans.window) % spans.grain == 0
 
 
 def test_windows_have_context_on_both_sides_of_what_is_kept():
     spans = Spans(16, 8, 4)
-    for length in range(spans.window + 1, 200):
-        starts = spans.starts(length)
-        assert starts[-1] + spans.window == length
-        for index in range(1, len(starts)):
+    for length in range(spans.longest + 1, 200):
+        windows = spans.windows(length)
+        assert len(windows) > 1
+        for index, ((_, end_before), (start, _)) in enumerate(pairwise(windows), start=1):
             boundary = index * spans.span + spans.context
-            assert boundary - starts[index] >= spans.context
-            assert starts[index - 1] + spans.window - boundary == spans.context
+            assert boundary - start >= spans.context
+            assert end_before - boundary == spans.context
 
 
 def test_seams_fade_between_neighbours():
     """Windows that come back with levels of their own: the output goes from one to the next in a straight line."""
     spans = Spans(100, 50, 20)
     levels = iter([1.0, 2.0, 3.0, 4.0, 5.0])
-    ones = np.ones((1, 600), np.float32)
-    output, _ = pass_through(spans, ones, 600, change=lambda window: window * next(levels))
+    ones = np.ones((1, 700), np.float32)
+    output, _ = pass_through(spans, ones, 700, change=lambda window: window * next(levels))
     assert output[0, 0] == 1.0
     assert output[0, -1] == 5.0
     steps = np.abs(np.diff(output[0]))

@@ -18,7 +18,7 @@ Item = tuple[np.ndarray, "Future[np.ndarray]"]
 
 
 class Inline:
-    """Runs a batch when it is full, in the caller's thread."""
+    """Runs a batch when it is full, or a window of another length comes, in the caller's thread."""
 
     def __init__(self, run: Run, batch_size: int) -> None:
         self.run, self.ahead = run, batch_size  # windows of a recording that may wait for their batch
@@ -26,6 +26,8 @@ class Inline:
 
     def submit(self, window: np.ndarray) -> Future[np.ndarray]:
         future: Future[np.ndarray] = Future()
+        if self._waiting and self._waiting[0][0].size != window.size:
+            self.flush()
         self._waiting.append((window, future))
         if len(self._waiting) >= self.ahead:
             self.flush()

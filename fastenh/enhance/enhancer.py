@@ -38,6 +38,7 @@ SPAN_SECONDS, CONTEXT_SECONDS = 3.58, 0.25
 BANDWIDTHS = "full", "16k"
 _LONGEST = 600  # seconds: attention over a window of ten minutes fills 20 GB
 _LOOKS_AHEAD = "this model looks ahead and cannot run live; dpt_complex-live can"
+_GRAIN = 8192  # samples, 32 frames: the lengths that suit a CPU
 _FADE = 6400  # samples, 0.4 s: neighbours disagree, and a slow change is heard less (docs/spans.md)
 
 
@@ -86,7 +87,7 @@ class Enhancer:
         if not 0 < span_seconds <= _LONGEST or not 0 <= context_seconds <= _LONGEST:
             raise SpanError(f"a span is up to {_LONGEST} s long, not {span_seconds}, and so is its context")
         span, context = round(span_seconds * SAMPLE_RATE), round(context_seconds * SAMPLE_RATE)
-        self.spans = Spans(span, context, fade=min(_FADE, span, 2 * context) // 2 * 2)
+        self.spans = Spans(span, context, fade=min(_FADE, span, 2 * context) // 2 * 2, grain=_GRAIN)
         if isinstance(model, SpectralModel) and self.device.type == "cuda":
             self._compute = GraphedModel(self._compute, self.spans.window)
 

@@ -1,10 +1,11 @@
-"""How a recording of any length is cut into windows of one length, and put together again. Pure arithmetic.
+"""How a recording of any length is cut into windows, and put together again. Pure arithmetic.
 
-Window i starts at i * span and is span + 2 * context long; the last one is moved back so that it ends with the
-recording (real sound on both sides of every kept sample, no padding). Between neighbours the output changes over at
-a boundary that is ``context`` behind the start of the later one, by a linear fade whose two weights sum to 1:
-neighbours are nearly equal there, and equal-power weights would make a bump of 3 dB.
-A recording that fits one window is one window of its own length.
+Window i starts at i * span and is span + 2 * context long, but for the last one: it takes all that remains where that
+is at most half a window more, and is moved back where it is less than a window, so that it ends with the recording
+(real sound on both sides of every kept sample, no padding). Between neighbours the output changes over at a boundary
+that is ``context`` behind the start of the later one, by a linear fade whose two weights sum to 1: neighbours are
+nearly equal there, and equal-power weights would make a bump of 3 dB. A recording of at most a window and a half is one
+window of its own length.
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ class SpanError(UsageError, ValueError):
 
 @dataclass(frozen=True)
 class Spans:
-    """Lengths in samples. Raises ``SpanError`` unless 0 <= fade / 2 <= context and fade <= span."""
+    """Lengths in samples. By a multiple of ``grain`` a last window that follows others is longer than a window.
+
+    Raises ``SpanError`` unless 0 <= fade / 2 <= context and fade <= span.
+    """
 
     span: int
     context: int
     fade: int
+    grain: int = 1
 
     def __post_init__(self) -> None:
         if self.span < 1 or self.context < 0 or self.fade < 0:
@@ -39,12 +44,23 @@ class Spans:
     def window(self) -> int:
         return self.span + 2 * self.context
 
-    def starts(self, length: int) -> list[int]:
-        """Start of each window of a recording of ``length`` samples."""
-        if length <= self.window:
-            return [0] if length else []
-        count = 1 + -(-(length - self.window) // self.span)
-        return [*(i * self.span for i in range(count - 1)), length - self.window]
+    @property
+    def longest(self) -> int:
+        """The length of the longest last window."""
+        return self.window + self.window // 2
+
+    def windows(self, length: int) -> list[tuple[int, int]]:
+        """(start, end) of each window of a recording of ``length`` samples."""
+        before = -(-max(length - self.longest, 0) // self.span)
+        starts = [i * self.span for i in range(before + 1)]
+        if before:
+            starts[-1] = max(length - self.last(length - starts[-1]), starts[-2])
+        ends = [start + self.window for start in starts[:-1]]
+        return list(zip(starts, [*ends, length], strict=True)) if length else []
+
+    def last(self, remaining: int) -> int:
+        """The length of the last window behind others, where so many samples remain from the start of the next one."""
+        return self.window + max(0, -(-(remaining - self.window) // self.grain)) * self.grain
 
 
 class Cutter:
@@ -60,19 +76,19 @@ class Cutter:
         """The windows that are complete and sure not to be the last."""
         self._held = np.concatenate([self._held, block], axis=1)
         span, window = self.spans.span, self.spans.window
-        while self._held.shape[1] > window:
+        while self._held.shape[1] > self.spans.longest:
             yield self._held[:, :window]
             self._tail, self._held = self._held[:, :span], self._held[:, span:]
             self._start += span
 
     def finish(self) -> tuple[int, np.ndarray] | None:
         """(start, samples) of the last window; nothing for a recording of no samples."""
-        window = self.spans.window
-        missing = window - self._held.shape[1]
-        if self._start == 0 or missing == 0:
-            return (self._start, self._held) if self._held.shape[1] else None
-        last = np.concatenate([self._tail[:, self._tail.shape[1] - missing :], self._held], axis=1)
-        return self._start - missing, last
+        remaining = self._held.shape[1]
+        if self._start == 0:
+            return (0, self._held) if remaining else None
+        earlier = min(self.spans.last(remaining) - remaining, self._tail.shape[1])
+        last = np.concatenate([self._tail[:, self._tail.shape[1] - earlier :], self._held], axis=1)
+        return self._start - earlier, last
 
 
 class Joiner:
