@@ -19,7 +19,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from fastenh import remote
 from fastenh.cli import main as fastenh
-from fastenh.cli.enhance import _common
+from fastenh.cli.outcome import common_folder
 from fastenh.enhance import remote_manifest
 from fastenh.enhance.remote_manifest import FOLDER, RemoteManifest
 
@@ -304,8 +304,8 @@ def test_no_bucket_is_made_of_a_mistyped_name(run, folder, store, monkeypatch):
 
 
 def test_common_folder_of_addresses():
-    assert _common(["s3://b/x/y", "s3://b/x/z/w"]) == "s3://b/x"
-    assert _common(["s3://b/x"]) == "s3://b/x"
+    assert common_folder(["s3://b/x/y", "s3://b/x/z/w"]) == "s3://b/x"
+    assert common_folder(["s3://b/x"]) == "s3://b/x"
 
 
 def test_the_base_needs_none_of_it():

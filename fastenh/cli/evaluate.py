@@ -18,6 +18,7 @@ from fastenh.allocator import keep_freed_memory
 from fastenh.audio.files import read_mono
 from fastenh.audio.listing import list_audio
 from fastenh.cli.errors import one_line
+from fastenh.cli.options import metric_jobs_option
 from fastenh.cli.places import Place
 from fastenh.cli.terminal import Terminal
 from fastenh.data.pairs import Pair, PairError, match_pairs
@@ -51,9 +52,7 @@ PART = ".part"  # behind the name of the results: what is known so far
     type=click.Choice(["auto", "float32", "bfloat16"]),
     help="Number format to compute in.",
 )
-@click.option(
-    "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
-)
+@metric_jobs_option
 def command(
     noisy: Path,
     clean: Path,

@@ -14,6 +14,7 @@ import torch
 import fastenh
 from fastenh.atomic import replacing
 from fastenh.cli.errors import one_line
+from fastenh.cli.options import metric_jobs_option
 from fastenh.data.pairs import Pair, match_pairs
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.errors import printable
@@ -39,9 +40,7 @@ from fastenh.models.export import SUFFIX, ExportError, export, export_live, need
     metavar="NOISY CLEAN",
     help="Judge the model on these pairs in PyTorch and in onnxruntime, and print a table.",
 )
-@click.option(
-    "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
-)
+@metric_jobs_option
 def command(
     model: str, target: Path | None, int8: bool, live: bool, folders: tuple[Path, Path] | None, jobs: int
 ) -> None:

@@ -14,6 +14,7 @@ from fastenh.audio.files import MAX_CHANNELS
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
 from fastenh.cli.keys import pressed
+from fastenh.cli.options import atten_lim_option, vad_option
 from fastenh.cli.terminal import Terminal
 from fastenh.enhance.duplex import Duplex, Reading
 from fastenh.enhance.enhancer import BANDWIDTHS, Enhancer
@@ -37,9 +38,7 @@ _BAR, _QUIETEST = 12, -60.0  # characters and dBFS of a meter
 @click.option(
     "--channels", default=1, show_default=True, type=click.IntRange(1, MAX_CHANNELS), help="Of the microphone."
 )
-@click.option(
-    "--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this many decibels."
-)
+@atten_lim_option
 @click.option(
     "--bandwidth",
     default="full",
@@ -47,7 +46,7 @@ _BAR, _QUIETEST = 12, -60.0  # characters and dBFS of a meter
     type=click.Choice(BANDWIDTHS),
     help="Keep what is above 8 kHz where there is speech, or remove it, which saves 32 ms.",
 )
-@click.option("--vad", is_flag=True, help="Turn down further what is no speech, by up to 20 decibels.")
+@vad_option
 @click.option("--block", default=10.0, show_default=True, type=click.FloatRange(1, 200), help="Of the device, in ms.")
 @click.option(
     "--cushion",

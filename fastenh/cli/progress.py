@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fastenh.enhance.job import Meter
+from fastenh.enhance.work import Meter
 
 _SECONDS = {True: 0.2, False: 15.0}  # between two looks, on a terminal and elsewhere
 
