@@ -84,7 +84,7 @@ class Engine:
 @click.option(
     "--live",
     is_flag=True,
-    help="Run as a stream, hop by hop. Causal models, as dpt_complex-live, always do; others are refused.",
+    help="Run as a stream, hop by hop. Causal models such as dpt_complex-live always do; other models are refused.",
 )
 @click.option("--suffix", default="", help="Text to add to the name of each output, before its extension.")
 @click.option(
@@ -101,7 +101,7 @@ class Engine:
     metavar="RATE CHANNELS FORMAT",
     help=f"For '- -o -': read and write samples without a header. FORMAT is one of {', '.join(RAW_FORMATS)}.",
 )
-@click.option("--shard", type=Shard(), help="Do only part i of n; the files are dealt out one by one.")
+@click.option("--shard", type=Shard(), help="Process only part i of n of the files, which are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist instead of skipping them.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, but write nothing.")
 @click.option(
@@ -114,7 +114,7 @@ class Engine:
     default="local",
     show_default=True,
     type=click.Choice(["local", "ray"]),
-    help="Who does the work: this process, or the workers of a Ray cluster (needs the extra ray).",
+    help="Where the work is done: in this process, or by the workers of a Ray cluster (needs the extra ray).",
 )
 @click.option(
     "--address", help="Ray cluster to use: auto, HOST:PORT, ray://HOST:PORT.  [default: one started on this machine]"
@@ -178,12 +178,12 @@ def command(
 ) -> None:
     """Take the noise out of files and folders.
 
-    Folders are searched with all folders below them; those with a .nomedia file are skipped. Without -o, FOLDER becomes
+    Folders are searched recursively; those with a .nomedia file are skipped. Without -o, FOLDER becomes
     FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length, container and sample format stay as
     they are. Several processes with one output folder share its files. Ctrl-C stops after the current window, a second
     Ctrl-C at once; give the same command again to resume. The exit code is 1 if a file failed or the job was stopped,
-    and 2 for wrong usage. "fastenh enhance - -o -" reads standard input and writes standard output as the sound comes
-    in: WAV, or samples without a header with --raw; with --live it is some hundredths of a second behind.
+    and 2 for wrong usage. "fastenh enhance - -o -" enhances standard input to standard output while it is read: WAV or,
+    with --raw, samples without a header. With --live the output is a few hundredths of a second late.
     """
     console, errors = Terminal(quiet=quiet), Terminal()
     keep_freed_memory()

@@ -39,7 +39,7 @@ PART = ".part"  # behind the name of the results: what is known so far
     "--model", "models", multiple=True, help="A shipped model, a checkpoint or an exported model; may be repeated."
 )
 @click.option(
-    "--live", is_flag=True, help="Judge in live form, as causal models always are; refuse models that have none."
+    "--live", is_flag=True, help="Judge the live form, as is always done for causal models; other models are refused."
 )
 @click.option("--enhanced", type=Place(), help="Folder of files that any program enhanced.")
 @click.option("--out", type=Place(dir_okay=False), help="Write the results as JSON.")
@@ -65,7 +65,7 @@ def command(
     dtype: str,
     jobs: int,
 ) -> None:
-    """Judge the files of NOISY, and what models make of them, against the references in CLEAN (matched by name).
+    """Measure the files of NOISY, as they are and enhanced, against the references of the same names in CLEAN.
 
     Prints PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and the change from
     the noisy files. With --out or --csv, finished pairs are kept beside the results, and the same command resumes where

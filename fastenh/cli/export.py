@@ -48,7 +48,7 @@ def command(
 
     It takes a float32 "waveform" (batch, samples) of any length at 16 kHz and gives "enhanced", of the same shape.
     Level, STFT and inverse are inside. fastenh enhance --model FILE.onnx uses it on any file. With --live it takes 256
-    samples of a sound and the state behind those before, and gives 256 and the next state (docs/export.md).
+    samples and the state left by those before them, and gives 256 samples and the next state (docs/export.md).
     """
     if target is None and folders is None:
         raise click.UsageError("say where to with -o FILE.onnx, or give --compare NOISY CLEAN")

@@ -9,7 +9,7 @@ import click
 atten_lim_option = click.option(
     "--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this many decibels."
 )
-vad_option = click.option("--vad", is_flag=True, help="Turn down further what is no speech, by up to 20 decibels.")
+vad_option = click.option("--vad", is_flag=True, help="Turn down what is not speech by up to 20 decibels more.")
 metric_jobs_option = click.option(
     "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
 )
