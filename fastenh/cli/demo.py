@@ -1,4 +1,4 @@
-"""fastenh demo: a page in the browser to hear and see what enhancing does."""
+"""fastenh demo: a page in the browser that compares a recording before and after."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ Run = Callable[..., Generator[Result, None, None]]
 
 @dataclass(frozen=True)
 class Engine:
-    """Who does the work, by name; the others are for a cluster."""
+    """The name of the engine that does the work; address and workers are for a cluster."""
 
     name: str
     address: str | None
@@ -250,7 +250,10 @@ def command(
 def _started(
     engine: Engine, named: tuple[str, str, str, str], loaded: dict[str, Any], options: Options
 ) -> Iterator[tuple[Run, About]]:
-    """What runs the job, and what it runs on. named: model, device, dtype and backend; loaded: how the model is."""
+    """What runs the job, and what it runs on.
+
+    named: model, device, dtype and backend; loaded: how the model is loaded.
+    """
     model, device, dtype, _ = named
     if engine.name == "ray":
         with joined(engine.address, Model.of(*named, loaded), options, engine.workers) as cluster:

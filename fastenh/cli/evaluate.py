@@ -1,4 +1,4 @@
-"""fastenh evaluate: how good the enhancement is."""
+"""fastenh evaluate: measures how good the enhancement is."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def command(
 
 
 def _rows(result: Path | None, systems: list[str], settings: dict[str, Any], errors: Terminal) -> Rows:
-    """What was done before, beside the file of results; the models and metrics must be the same."""
+    """Rows that are already done, kept beside the file of results; the models and metrics must be the same."""
     if result is None:
         return Rows()
     same = {**settings, "fastenh": __version__, "systems": systems, "metrics": metrics.available()}
@@ -142,7 +142,7 @@ def _stopped_in_words(errors: Terminal, result: Path | None) -> Iterator[None]:
 
 
 def _stamps(paths: Sequence[Path | None]) -> list[list[Any] | None]:
-    """Size and time of change of each file, by which it is known whether it is still the same."""
+    """Size and modification time of each file, which show whether it has changed."""
     return [stamp(path) if path is not None and path.is_file() else None for path in paths]
 
 

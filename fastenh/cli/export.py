@@ -79,7 +79,7 @@ def _write(source: str, target: Path, int8: bool, live: bool = False) -> None:
 
 
 def _compared(source: str, pairs: list[Pair], jobs: int) -> str:
-    """Each on one thread; real-time factors in processor time, which other programs beside it do not count in."""
+    """Each runs on one thread; real-time factors are in processor time, so other programs do not count."""
     need("onnxruntime")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

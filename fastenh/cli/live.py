@@ -133,7 +133,7 @@ def _watch(
     atten_lim: float | None,
     seconds: float | None,
 ) -> None:
-    """Until somebody ends it."""
+    """Show the levels and obey the keys until the sound ends."""
     share, said = duplex.live.share, time.monotonic()
     with pressed() as key:
         while not stop.is_set() and (seconds is None or duplex.reading.seconds < seconds):

@@ -1,4 +1,4 @@
-"""Options that several commands have, and the types of options that click has not."""
+"""Options that several commands share, and types of options that click does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the files of a job, in words."""
+"""The results of a job in words."""
 
 from __future__ import annotations
 

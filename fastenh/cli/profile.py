@@ -1,4 +1,4 @@
-"""fastenh profile: where a training step goes."""
+"""fastenh profile: shows where the time of a training step goes."""
 
 from __future__ import annotations
 
