@@ -1,4 +1,4 @@
-"""Make samples/: short noisy clips, and their clean references in samples/clean/.
+"""Make samples/: short noisy clips, and their clean references in samples/clean/. The demo gets a copy.
 
 Speech is spoken by espeak-ng (install it first: apt-get install espeak-ng), every noise is made here, so nothing
 carries a licence but ours. Run from anywhere: python scripts/make_samples.py
@@ -6,6 +6,7 @@ carries a licence but ours. Run from anywhere: python scripts/make_samples.py
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,7 +16,8 @@ import soundfile
 import soxr
 
 RATE = 16_000
-SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "samples"
 
 # name, espeak-ng voice, words a minute, text, noise, SNR in dB, rate, channels, ending, sample format
 CLIPS = [
@@ -115,6 +117,9 @@ def main() -> None:
             resampled = np.stack([resampled, 0.7 * resampled], axis=1) if channels == 2 else resampled
             soundfile.write(folder / f"{name}{ending}", np.clip(resampled, -1, 1), rate, subtype=subtype)
     make_full_band_clip()
+    shutil.copytree(  # for those who have the package without the repository
+        SAMPLES, ROOT / "fastenh" / "demo" / "samples", ignore=shutil.ignore_patterns(".nomedia"), dirs_exist_ok=True
+    )
 
 
 def make_full_band_clip() -> None:

@@ -42,6 +42,25 @@ def noise(length: int, seed: int = 0, scale: float = 0.05) -> np.ndarray:
     return (scale * np.random.default_rng(seed + 1000).standard_normal(length)).astype(np.float32)
 
 
+def masks_stay_boolean():
+    """Triton's interpreter takes the comparison of two scalars for an int32; that of 3.9 refuses masks made of it."""
+    try:
+        from triton.language import int1
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(self, block, scalar):
+        is_mask = scalar.data.dtype == np.bool_
+        return splat(self, block, interpreter.TensorHandle(scalar.data, int1) if is_mask else scalar)
+
+    interpreter.InterpreterBuilder.create_splat = create_splat
+
+
+masks_stay_boolean()
+
+
 def pytest_collection_modifyitems(items):
     if sys.platform != "linux":
         for item in items:

@@ -27,11 +27,14 @@ def test_worker_processes_of_the_metrics_import_no_torch():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_enhancing_imports_nothing_of_training_or_data():
+def test_enhancing_imports_nothing_of_training_or_data_and_none_of_the_extras():
     program = (
         "import sys, fastenh.cli.enhance\n"
         "rooms = {name.split('.')[1] for name in sys.modules if name.startswith('fastenh.')}\n"
         "assert 'enhance' in rooms and not {'train', 'data'} & rooms, rooms\n"
+        "import fastenh.cli.evaluate, fastenh.cli.data, fastenh.enhance.cluster\n"
+        "extras = {'ray', 'fsspec', 'upath', 's3fs'} & set(sys.modules)\n"
+        "assert not extras, extras\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

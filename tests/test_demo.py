@@ -1,6 +1,7 @@
 """The demo without its page: what it takes, what it makes of it, and the words for what it refuses."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import soundfile
 from click.testing import CliRunner
 from conftest import SAMPLES, noise, voice
 
+import fastenh
 from fastenh.cli import main
 from fastenh.demo.enhancement import Limits, RecordingError, enhance, judge
 from fastenh.demo.loudness import MOST, equally_loud, loudness
@@ -151,6 +153,17 @@ def test_a_model_that_is_no_checkpoint_is_said_before_the_page_is_served(tmp_pat
     result = CliRunner().invoke(main, ["demo", "--model", str(tmp_path / "mine.safetensors")])
     assert result.exit_code == 1
     assert result.output == f"Error: {tmp_path / 'mine.safetensors'}: no such checkpoint\n"
+
+
+def test_samples_are_offered_wherever_the_package_is(tmp_path):
+    gr = pytest.importorskip("gradio")
+    from fastenh.demo.page import build
+    from fastenh.demo.server import SAMPLES as PACKAGED
+
+    assert PACKAGED.is_relative_to(Path(fastenh.__file__).parent)
+    page = build(tmp_path, PACKAGED, Limits())
+    offered = {block.value for block in page.blocks.values() if isinstance(block, gr.Button)}
+    assert {path.stem for path in SAMPLES.iterdir() if path.is_file()} <= offered
 
 
 def test_own_models_are_offered_before_those_that_ship(tmp_path):

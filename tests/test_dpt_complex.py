@@ -182,7 +182,7 @@ def test_band_matrices_keep_what_is_constant(bands):
 def test_core_is_one_graph(form, training):
     model = core(**FORMS[form]).train(training)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for frames in (9, 12):
+    for frames in (9,) if training else (9, 12):  # in training all crops have one length
         ours, theirs = compiled(spectrum(frames)), model(spectrum(frames))
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     if training:

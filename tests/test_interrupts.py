@@ -102,8 +102,15 @@ def test_one_signal_does_not_wait_for_the_windows_of_all_channels(start, tmp_pat
     assert left(out) == []
 
 
-@pytest.mark.parametrize("wait", [0, 0.5])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "wait"),
+    [
+        (signal.SIGINT, 0),
+        (signal.SIGTERM, 0.5),
+        pytest.param(signal.SIGINT, 0.5, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_more_signals_end_it_at_once(start, tmp_path, number, wait):
     job, out = start(window=20), tmp_path / "out"
     until_it_writes(out, job)

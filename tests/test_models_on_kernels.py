@@ -51,8 +51,8 @@ def test_the_model_is_the_same_on_both_paths(interpreted):
     model = build(
         "dpt", DPTConfig(channels=64, front_channels=8, head_channels=16, heads=2, feed_forward=64, blocks=1)
     ).eval()
-    clean = voice(1500)
-    noisy = clean + noise(1500)
+    clean = voice(700)
+    noisy = clean + noise(700)
     ours = Enhancer(model, "cpu", "float32")(noisy, 16_000)
     with backend.use_backend("reference"):
         theirs = Enhancer(model, "cpu", "float32")(noisy, 16_000)
@@ -80,40 +80,24 @@ def test_the_narrow_layers_are_the_same_on_both_paths(interpreted):
     assert max(compared.values()) < 1e-4, compared
 
 
-def test_gradients_of_the_model(interpreted):
-    """Every parameter of a tiny model in training, against float64."""
-    clean = torch.from_numpy(voice(200))[None]
-    noisy = clean + torch.from_numpy(noise(200))[None]
+def test_training_is_one_graph(interpreted):
+    """Forward pass and loss of a tiny model under torch.compile; every gradient against float64."""
     torch.manual_seed(0)
     model = build("dpt", dataclasses.replace(SMALL, dropout=0.0)).train()
     double = copy.deepcopy(model).double()
-    for core, waveforms in ((model, (noisy, clean)), (double, (noisy.double(), clean.double()))):
-        (core(waveforms[0]) - waveforms[1]).square().mean().backward()
+    clean = torch.from_numpy(voice(200))[None]
+    noisy = clean + torch.from_numpy(noise(200))[None]
+
+    def loss_of(model, noisy, clean):
+        return EnhancementLoss(LossConfig()).to(noisy.dtype)(model(noisy), clean, noisy)
+
+    torch.compile(loss_of, backend="aot_eager", fullgraph=True)(model, noisy, clean).backward()
+    loss_of(double, noisy.double(), clean.double()).backward()
     before_a_norm = ("front.bias", "encoder.bias", "decoder.bias")  # a batch norm takes these away again
     pairs = [(p.grad, q.grad, name) for (name, p), q in zip(model.named_parameters(), double.parameters(), strict=True)]
     compared = {name: relative(p, q) for p, q, name in pairs if not name.endswith(before_a_norm)}
     assert len(compared) == 35
     assert max(compared.values()) < 1e-4, compared
-
-
-def test_training_is_one_graph(interpreted):
-    """Forward pass and loss under torch.compile, with gradients."""
-    torch.manual_seed(0)
-    model = build("dpt", dataclasses.replace(SMALL, dropout=0.0)).train()
-    loss = EnhancementLoss(LossConfig())
-    noisy, clean = randn(2, 1, 200)
-
-    def forward(noisy, clean):
-        return loss(model(noisy), clean, noisy)
-
-    gradients = []
-    compiled = torch.compile(forward, backend="aot_eager", fullgraph=True)
-    for function, name in ((compiled, "interpret"), (forward, "reference")):
-        model.zero_grad()
-        with backend.use_backend(name):
-            function(noisy, clean).backward()
-        gradients.append(model.core.layers[0].up.weight.grad)
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -178,7 +162,7 @@ def check_scores(ours, theirs, least, scale=1):
 def test_the_core_on_kernels_is_one_graph_and_exports(interpreted):
     core = build("dpt", SMALL).eval().core
     with torch.no_grad():
-        compiled = torch.compile(core, backend="aot_eager", fullgraph=True)
+        compiled = torch.compile(core, backend="eager", fullgraph=True)  # the export asks the rest of an operator
         for frames in (2, 3):  # the second time with the length left open
             noisy = randn(1, 257, frames, dtype=torch.complex64)
             ours = compiled(noisy)

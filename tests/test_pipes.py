@@ -137,23 +137,16 @@ def command(*options):
 
 
 def test_the_command(tmp_path):
-    """Equal to the file command, sample by sample; nothing but sound on standard output."""
-    soundfile.write(tmp_path / "a.wav", voice(100_000) + noise(100_000), 16_000)
-    content = (tmp_path / "a.wav").read_bytes()
-    done = subprocess.run(command(), input=content, capture_output=True, check=True)
-    CliRunner().invoke(main, ["enhance", str(tmp_path / "a.wav"), "--dtype", "float32"])
-    expected, _ = soundfile.read(tmp_path / "a-enhanced.wav")
-    np.testing.assert_allclose(soundfile.read(io.BytesIO(done.stdout))[0], expected, atol=1e-4)
-
-
-def test_standard_output_may_be_a_file(tmp_path):
-    source, target = SAMPLES / "portuguese-pink.wav", tmp_path / "out.wav"
-    command = [sys.executable, "-m", "fastenh", "enhance", "-", "-o", "-", "--dtype", "float32"]
+    """Equal to the file command, sample by sample; nothing but sound on standard output, which may be a file."""
+    source, target = tmp_path / "a.wav", tmp_path / "out.wav"
+    soundfile.write(source, voice(100_000) + noise(100_000), 16_000)
     with source.open("rb") as given, target.open("wb") as taken:
-        subprocess.run(command, stdin=given, stdout=taken, check=True)
-    piped = subprocess.run(command, input=source.read_bytes(), capture_output=True, check=True).stdout
+        subprocess.run(command(), stdin=given, stdout=taken, check=True)
+    piped = subprocess.run(command(), input=source.read_bytes(), capture_output=True, check=True).stdout
     assert target.read_bytes() == piped
-    assert soundfile.info(target).frames == soundfile.info(source).frames
+    CliRunner().invoke(main, ["enhance", str(source), "--dtype", "float32"])
+    expected, _ = soundfile.read(tmp_path / "a-enhanced.wav")
+    np.testing.assert_allclose(soundfile.read(target)[0], expected, atol=1e-4)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full device")

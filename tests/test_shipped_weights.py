@@ -25,7 +25,22 @@ def sample(name):
 
 
 @pytest.mark.parametrize("name", [path.stem for path in list_audio(SAMPLES)])
-def test_every_sample_gains(enhancer, name):
+def test_every_sample_gains_by_the_default(name):
+    check_gain(Enhancer.from_pretrained(device="cpu", dtype="float32"), name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=() if path.stem in ("english-pink", "spanish-clicks") else pytest.mark.slow)
+        for path in list_audio(SAMPLES)
+    ],
+)
+def test_every_sample_gains_by_dpt(name):
+    check_gain(Enhancer.from_pretrained("dpt", "cpu", "float32"), name)
+
+
+def check_gain(enhancer, name):
     noisy, clean = sample(name)
     enhanced = enhancer(noisy, RATE)
     assert metrics.si_sdr(enhanced, clean) > metrics.si_sdr(noisy, clean) + 2.0

@@ -131,9 +131,9 @@ def test_what_soundfile_writes_is_kept_as_before(tmp_path):
 def test_bit_rates_are_kept_and_given(tmp_path, name, container, subtype, level):
     mode = {"bitrate_mode": "CONSTANT"} if container == "MP3" else {}
     blocks = ((b"before", id3(200_000)),) if container == "MP3" else ()
-    options = {"subtype": subtype, "length": 480_000, "compression_level": level, **mode}
+    options = {"subtype": subtype, "length": 240_000, "compression_level": level, **mode}
     with_tags(tmp_path / name, container, blocks, 48_000, **options) if blocks else soundfile.write(
-        tmp_path / name, np.stack([voice(480_000), noise(480_000)], 1), 48_000, subtype, None, container,
+        tmp_path / name, np.stack([voice(240_000), noise(240_000)], 1), 48_000, subtype, None, container,
         compression_level=level, **mode,
     )  # fmt: skip
     enhance(tmp_path / name, tmp_path / f"out-{name}")

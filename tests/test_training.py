@@ -38,12 +38,13 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def trainer(data, tmp_path):
+def maker(data, root):
+    """Makes trainers whose folders are in ``root``."""
+
     def make(name="run", *settings, resume=False, share=None):
         given = [f"data.clean={data / 'speech'}", f"data.noise={data / 'noise'}"]
         recipe = load_recipe("dpt-mix", [*TINY, *given, *settings])
-        folder = tmp_path / name
+        folder = root / name
         folder.mkdir(exist_ok=True)
         made = Trainer(recipe, open_sources(recipe), folder, torch.device("cpu"), share=share)
         if resume:
@@ -51,6 +52,19 @@ def trainer(data, tmp_path):
         return made
 
     return make
+
+
+@pytest.fixture
+def trainer(data, tmp_path):
+    return maker(data, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing disturbed, for those that are to end like it. It is only looked at."""
+    run = maker(data, tmp_path_factory.mktemp("whole"))()
+    assert run.train() == "finished"
+    return run
 
 
 def log_of(trainer):
@@ -61,9 +75,8 @@ def tensors(path):
     return checkpoint.read(path).tensors
 
 
-def test_a_run_leaves_checkpoints_and_a_log(trainer):
-    run = trainer()
-    assert run.train() == "finished"
+def test_a_run_leaves_checkpoints_and_a_log(whole):
+    run = whole
     assert run.steps == 12
     epochs = [event for event in log_of(run) if event["kind"] == "epoch"]
     assert [event["epoch"] for event in epochs] == [1, 2, 3]
@@ -108,9 +121,7 @@ def test_the_averaged_weights_are_what_is_kept(trainer):
 
 
 @pytest.mark.parametrize("stop_at", [1, 4, 7])
-def test_resuming_is_bit_for_bit_the_undisturbed_run(trainer, stop_at):
-    whole = trainer("whole")
-    whole.train()
+def test_resuming_is_bit_for_bit_the_undisturbed_run(trainer, whole, stop_at):
     halted = trainer("halted")
     advance = halted.advance
 
@@ -135,10 +146,8 @@ def test_resuming_is_bit_for_bit_the_undisturbed_run(trainer, stop_at):
 
 
 @pytest.mark.parametrize("where", ["update", "_checkpoint", "save_state"])
-def test_a_killed_run_resumes_to_the_same_result(trainer, monkeypatch, where):
+def test_a_killed_run_resumes_to_the_same_result(trainer, whole, monkeypatch, where):
     """Dead in the middle of the second epoch or of its end: what was written after the first one has to do."""
-    whole = trainer("whole")
-    whole.train()
     killed = trainer("killed")
     owner = {"update": killed.step, "_checkpoint": killed, "save_state": loop}[where]
     original = getattr(owner, where)
@@ -241,11 +250,12 @@ def test_tensorboard_gets_the_figures_where_it_is_installed(trainer, monkeypatch
     assert {("epoch/valid_loss", 4), ("epoch/valid_loss", 8), ("epoch/valid_si_sdr", 12)} <= set(drawn[1:])
 
 
-def test_speed_and_finish_are_reported(trainer):
-    run = trainer("run", "run.epochs=10")
+def test_speed_and_finish_are_reported(trainer, monkeypatch):
+    monkeypatch.setattr(loop, "_LOG_STEPS", 4)
+    run = trainer("run", "run.epochs=2")
     run.train()
     first, second = (event for event in log_of(run) if event["kind"] == "step")
-    assert (first["step"], second["step"]) == (20, 40)
+    assert (first["step"], second["step"]) == (4, 8)
     assert first["x_realtime"] == pytest.approx(first["clips_per_second"] * 0.5)
     assert first["time_left"] > second["time_left"] == 0
 

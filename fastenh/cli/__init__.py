@@ -11,7 +11,7 @@ from fastenh import __version__
 _COMMANDS = {
     "enhance": "Take the noise out of files and folders.",
     "live": "Take the noise out of a microphone's sound while somebody speaks.",
-    "demo": "Hear and see it in the browser.",
+    "demo": "Compare a recording before and after in the browser.",
     "evaluate": "Measure PESQ, STOI and SI-SDR against clean references.",
     "train": "Train a model on your own data.",
     "data": "Unpack archives of recordings; pack recordings into one file.",

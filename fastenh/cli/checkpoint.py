@@ -1,4 +1,4 @@
-"""fastenh checkpoint: what a file of weights holds, other forms of it, means of several."""
+"""fastenh checkpoint: describes, converts and averages files of weights."""
 
 from __future__ import annotations
 

@@ -47,11 +47,11 @@ def prepare(archives: tuple[Path, ...], folder: Path, max_gb: float) -> None:
 
 @command.command("pack")
 @click.argument("sources", nargs=-1, required=True, type=Place(exists=True))
-@click.option("-o", "--output", "path", required=True, type=Place(dir_okay=False), help="The pack.")
+@click.option("-o", "--output", "path", required=True, type=Place(dir_okay=False), help="The file to write.")
 def pack(sources: tuple[Path, ...], path: Path) -> None:
-    """Pack the recordings of SOURCES (folders, or packs) as 16 kHz mono, 16 bit, into one file.
+    """Pack the recordings of SOURCES (folders or packs) into one file of 16-bit mono at 16 kHz.
 
-    In fastenh train, --clean, --noise and --rir take it in place of the folders, and it opens at once.
+    fastenh train takes it in place of a folder for --clean, --noise and --rir, and opens it at once.
     """
     if path.suffix != PACK_SUFFIX:
         raise click.UsageError(f"-o: a pack ends in {PACK_SUFFIX}, unlike {path.name}")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import torch
 
 from fastenh.allocator import keep_freed_memory
 from fastenh.audio.files import FORMATS, MAX_CHANNELS, RATES
-from fastenh.audio.listing import advice
 from fastenh.audio.pipes import RAW_FORMATS, Raw
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
+from fastenh.cli.options import BatchSize, BitRate, Shard, atten_lim_option, vad_option
+from fastenh.cli.outcome import passed_over, show, summed_up
 from fastenh.cli.places import Place
 from fastenh.cli.progress import progress
 from fastenh.cli.terminal import Terminal
@@ -29,59 +28,23 @@ from fastenh.enhance.cluster import Model, joined
 from fastenh.enhance.enhancer import BANDWIDTHS, CONTEXT_SECONDS, SPAN_SECONDS, Enhancer
 from fastenh.enhance.exported import is_exported
 from fastenh.enhance.layout import JobError, Names, lay_out
-from fastenh.enhance.report import Summary, summarise, write_report
+from fastenh.enhance.report import summarise, write_report
+from fastenh.enhance.work import About, Meter, Options, Result
 from fastenh.models.registry import DEFAULT
 from fastenh.plots.figures import need_matplotlib
 from fastenh.plots.page import write_page
 from fastenh_kernels import backend
 
-Run = Callable[..., Generator[job.Result, None, None]]
+Run = Callable[..., Generator[Result, None, None]]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Who does the work, by name; the others are for a cluster."""
+    """The name of the engine that does the work; address and workers are for a cluster."""
 
     name: str
     address: str | None
     workers: int | None
-
-
-class _Shard(click.ParamType):
-    """ "i/n" as (i, n)."""
-
-    name = "i/n"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        parts = value.split("/") if isinstance(value, str) else value
-        if len(parts) != 2 or not all(str(part).isdecimal() for part in parts):
-            self.fail(f"{value!r} does not read i/n, as 1/4", param, ctx)
-        number, count = map(int, parts)
-        if not 1 <= number <= count:
-            self.fail(f"{value!r}: the parts are 1/{count} to {count}/{count}", param, ctx)
-        return number, count
-
-
-class _BitRate(click.ParamType):
-    """ "128k" or "128000" as bit/s."""
-
-    name = "N[k]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        digits = str(value).removesuffix("k")
-        bits = int(digits) * (1000 if str(value).endswith("k") else 1) if digits.isdecimal() else 0
-        if not 1_000 <= bits <= 10_000_000:
-            self.fail(f"{value!r} is no bit rate from 1k to 10000k, as 128k", param, ctx)
-        return bits
-
-
-class _BatchSize(click.IntRange):
-    """A positive number, or "auto" (None)."""
-
-    name = "auto|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return None if value == "auto" else super().convert(value, param, ctx)
 
 
 @click.command("enhance")
@@ -109,9 +72,7 @@ class _BatchSize(click.IntRange):
     type=click.Choice(backend.BACKENDS),
     help="Which implementation of the operations to use.",
 )
-@click.option(
-    "--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this many decibels."
-)
+@atten_lim_option
 @click.option(
     "--bandwidth",
     default="full",
@@ -119,11 +80,11 @@ class _BatchSize(click.IntRange):
     type=click.Choice(BANDWIDTHS),
     help="For recordings above 16 kHz: keep what is above 8 kHz where there is speech, or remove it.",
 )
-@click.option("--vad", is_flag=True, help="Turn down further what is no speech, by up to 20 decibels.")
+@vad_option
 @click.option(
     "--live",
     is_flag=True,
-    help="Run as a stream, hop by hop. Causal models, as dpt_complex-live, always do; others are refused.",
+    help="Run as a stream, hop by hop. Causal models such as dpt_complex-live always do; other models are refused.",
 )
 @click.option("--suffix", default="", help="Text to add to the name of each output, before its extension.")
 @click.option(
@@ -131,7 +92,7 @@ class _BatchSize(click.IntRange):
 )
 @click.option("--track", type=click.IntRange(1), help="Clean only this one of several sound tracks.  [default: all]")
 @click.option(
-    "--bitrate", type=_BitRate(), help="Bit rate of compressed outputs, such as 128k.  [default: that of the input]"
+    "--bitrate", type=BitRate(), help="Bit rate of compressed outputs, such as 128k.  [default: that of the input]"
 )
 @click.option(
     "--raw",
@@ -140,7 +101,7 @@ class _BatchSize(click.IntRange):
     metavar="RATE CHANNELS FORMAT",
     help=f"For '- -o -': read and write samples without a header. FORMAT is one of {', '.join(RAW_FORMATS)}.",
 )
-@click.option("--shard", type=_Shard(), help="Do only part i of n; the files are dealt out one by one.")
+@click.option("--shard", type=Shard(), help="Process only part i of n of the files, which are dealt out one by one.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist instead of skipping them.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen to each file, but write nothing.")
 @click.option(
@@ -153,7 +114,7 @@ class _BatchSize(click.IntRange):
     default="local",
     show_default=True,
     type=click.Choice(["local", "ray"]),
-    help="Who does the work: this process, or the workers of a Ray cluster (needs the extra ray).",
+    help="Where the work is done: in this process, or by the workers of a Ray cluster (needs the extra ray).",
 )
 @click.option(
     "--address", help="Ray cluster to use: auto, HOST:PORT, ray://HOST:PORT.  [default: one started on this machine]"
@@ -163,7 +124,7 @@ class _BatchSize(click.IntRange):
 @click.option("--threads", type=click.IntRange(1), help="Number of model threads on the CPU.  [default: one per core]")
 @click.option(
     "--batch-size",
-    type=_BatchSize(1),
+    type=BatchSize(1),
     default="auto",
     show_default=True,
     help="Number of windows per call of the model.",
@@ -217,12 +178,12 @@ def command(
 ) -> None:
     """Take the noise out of files and folders.
 
-    Folders are searched with all folders below them; those with a .nomedia file are skipped. Without -o, FOLDER becomes
+    Folders are searched recursively; those with a .nomedia file are skipped. Without -o, FOLDER becomes
     FOLDER-enhanced and NAME.wav becomes NAME-enhanced.wav. Rate, channels, length, container and sample format stay as
     they are. Several processes with one output folder share its files. Ctrl-C stops after the current window, a second
     Ctrl-C at once; give the same command again to resume. The exit code is 1 if a file failed or the job was stopped,
-    and 2 for wrong usage. "fastenh enhance - -o -" reads standard input and writes standard output as the sound comes
-    in: WAV, or samples without a header with --raw; with --live it is some hundredths of a second behind.
+    and 2 for wrong usage. "fastenh enhance - -o -" enhances standard input to standard output while it is read: WAV or,
+    with --raw, samples without a header. With --live the output is a few hundredths of a second late.
     """
     console, errors = Terminal(quiet=quiet), Terminal()
     keep_freed_memory()
@@ -248,19 +209,19 @@ def command(
         if page:
             need_matplotlib()
         if not layout.tasks and not layout.bad:
-            raise JobError(f"no audio files in {', '.join(map(str, inputs))}{_passed_over(layout.passed)}")
+            raise JobError(f"no audio files in {', '.join(map(str, inputs))}{passed_over(layout.passed)}")
         number, count = shard or (1, 1)
         tasks = layout.tasks[number - 1 :: count]
-        options = job.Options(overwrite, atten_lim, jobs, threads, dry_run, track, bitrate)
+        options = Options(overwrite, atten_lim, jobs, threads, dry_run, track, bitrate)
         loaded["batch_size"] = batch_size
         chosen = Engine(engine, address, workers)
         with _started(chosen, (model, device, dtype, backend_name), loaded, options) as (run, about):
             if verbose:
                 console.print(f"backend {about.backend.name}: {about.backend.reason}")
-            results = [job.Result(path, None, "failed", error=reason) for path, reason in layout.bad]
+            results = [Result(path, None, "failed", error=reason) for path, reason in layout.bad]
             for result in results:
-                _show(result, errors, console, verbose)
-            meter = job.Meter(tasks)
+                show(result, errors, console, verbose)
+            meter = Meter(tasks)
             with (
                 stoppable() as stop,
                 progress(console, meter, len(tasks), quiet=quiet or verbose or dry_run) as files,
@@ -269,7 +230,7 @@ def command(
                 for result in found:
                     results.append(result)
                     files.done += 1
-                    _show(result, errors, console, verbose or dry_run)
+                    show(result, errors, console, verbose or dry_run)
             results.sort(key=lambda result: result.source.parts)
             summary = summarise(results, time.perf_counter() - began, layout.passed)
             if report is not None:
@@ -277,7 +238,7 @@ def command(
                 named |= {"engine": engine, "backend": about.backend.name, "atten_lim_db": atten_lim}
                 named |= {**sound, "track": track, "bit_rate": bitrate, **spans, "live": about.live, "dry_run": dry_run}
                 (write_page if page else write_report)(report, results, summary, named)
-            console.print(_words(summary, results))
+            console.print(summed_up(summary, results))
     left = len(tasks) - files.done
     if left:
         errors.print(f"stopped with {left} files left; give the same command again to resume")
@@ -287,9 +248,12 @@ def command(
 
 @contextmanager
 def _started(
-    engine: Engine, named: tuple[str, str, str, str], loaded: dict[str, Any], options: job.Options
-) -> Iterator[tuple[Run, job.About]]:
-    """What runs the job, and what it runs on. named: model, device, dtype and backend; loaded: how the model is."""
+    engine: Engine, named: tuple[str, str, str, str], loaded: dict[str, Any], options: Options
+) -> Iterator[tuple[Run, About]]:
+    """What runs the job, and what it runs on.
+
+    named: model, device, dtype and backend; loaded: how the model is loaded.
+    """
     model, device, dtype, _ = named
     if engine.name == "ray":
         with joined(engine.address, Model.of(*named, loaded), options, engine.workers) as cluster:
@@ -298,47 +262,4 @@ def _started(
     if engine.address or engine.workers:
         raise click.UsageError("--address and --workers need --engine ray")
     enhancer = Enhancer.from_pretrained(model, device, dtype, **loaded)
-    yield partial(job.run, enhancer=enhancer, options=options), job.About.of(enhancer, model)
-
-
-def _show(result: job.Result, errors: Terminal, console: Terminal, verbose: bool) -> None:
-    if result.status == "failed":
-        errors.print(f"error: {result.error}")
-    elif verbose:
-        speed = f", {result.audio_seconds:.1f} s of audio in {result.elapsed_seconds:.2f} s"
-        done = (f" again ({result.again})" if result.again else "") + (speed if result.status == "enhanced" else "")
-        console.print(f"{result.source} -> {result.target}: {result.status}{done}")
-    for warning in result.warnings:
-        console.print(f"warning: {result.source}: {warning}")
-
-
-def _words(summary: Summary, results: list[job.Result]) -> str:
-    parts = [f"{summary.planned} files to be enhanced" if summary.planned else f"{summary.enhanced} files enhanced"]
-    if summary.again:
-        parts[0] += f" ({summary.again} again: input or settings changed)"
-    if summary.skipped:
-        parts.append(f"{summary.skipped} skipped (the output exists; --overwrite replaces it)")
-    if summary.failed:
-        parts.append(f"{summary.failed} failed")
-    if summary.warned:
-        parts.append(f"{summary.warned} with warnings")
-    if summary.real_time_factor:
-        minutes, seconds = divmod(summary.audio_seconds, 60)
-        factor = summary.real_time_factor
-        parts.append(f"{int(minutes)}:{seconds:04.1f} of audio")
-        parts.append(f"real-time factor {factor:.3f} ({1 / factor:.1f}x)")
-    targets = [str(result.target.parent) for result in results if result.target is not None]
-    where = f" -> {_common(targets)}" if targets else ""
-    return ", ".join(parts) + where + _passed_over(summary.passed_over)
-
-
-def _common(folders: list[str]) -> str:
-    if not any("://" in folder for folder in folders):
-        return os.path.commonpath(folders)
-    parts = zip(*(folder.split("/") for folder in folders), strict=False)
-    return "/".join(same[0] for same in takewhile(lambda same: len(set(same)) == 1, parts))
-
-
-def _passed_over(counts: Mapping[str, int]) -> str:
-    kinds = ", ".join(f"{count} {ending}" for ending, count in sorted(counts.items()))
-    return f"; passed over: {kinds} ({advice(counts)})" if kinds else ""
+    yield partial(job.run, enhancer=enhancer, options=options), About.of(enhancer, model)

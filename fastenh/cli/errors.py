@@ -1,4 +1,4 @@
-"""One clear line for each error that the user can do something about."""
+"""One clear line for each error that the user can correct."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastenh_kernels import BackendError
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn errors into exit codes: 2 for a wrong command line or recipe, 1 for what files and devices did."""
+    """Turn errors into exit codes: 2 for a wrong command line or recipe, 1 for problems with files and devices."""
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")  # addressed to programmers
     try:
         yield
@@ -26,7 +26,7 @@ def one_line() -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    """Python's own words for an ``OSError`` begin with its number."""
+    """The message of an ``OSError`` without its number."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)

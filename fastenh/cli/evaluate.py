@@ -1,4 +1,4 @@
-"""fastenh evaluate: how good the enhancement is."""
+"""fastenh evaluate: measures how good the enhancement is."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from fastenh.allocator import keep_freed_memory
 from fastenh.audio.files import read_mono
 from fastenh.audio.listing import list_audio
 from fastenh.cli.errors import one_line
+from fastenh.cli.options import metric_jobs_option
 from fastenh.cli.places import Place
 from fastenh.cli.terminal import Terminal
 from fastenh.data.pairs import Pair, PairError, match_pairs
@@ -38,7 +39,7 @@ PART = ".part"  # behind the name of the results: what is known so far
     "--model", "models", multiple=True, help="A shipped model, a checkpoint or an exported model; may be repeated."
 )
 @click.option(
-    "--live", is_flag=True, help="Judge in live form, as causal models always are; refuse models that have none."
+    "--live", is_flag=True, help="Judge the live form, as is always done for causal models; other models are refused."
 )
 @click.option("--enhanced", type=Place(), help="Folder of files that any program enhanced.")
 @click.option("--out", type=Place(dir_okay=False), help="Write the results as JSON.")
@@ -51,9 +52,7 @@ PART = ".part"  # behind the name of the results: what is known so far
     type=click.Choice(["auto", "float32", "bfloat16"]),
     help="Number format to compute in.",
 )
-@click.option(
-    "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
-)
+@metric_jobs_option
 def command(
     noisy: Path,
     clean: Path,
@@ -66,7 +65,7 @@ def command(
     dtype: str,
     jobs: int,
 ) -> None:
-    """Judge the files of NOISY, and what models make of them, against the references in CLEAN (matched by name).
+    """Measure the files of NOISY, as they are and enhanced, against the references of the same names in CLEAN.
 
     Prints PESQ (wide band), STOI and SI-SDR: means with 95 % bootstrap intervals over the files, and the change from
     the noisy files. With --out or --csv, finished pairs are kept beside the results, and the same command resumes where
@@ -109,7 +108,7 @@ def command(
 
 
 def _rows(result: Path | None, systems: list[str], settings: dict[str, Any], errors: Terminal) -> Rows:
-    """What was done before, beside the file of results; the models and metrics must be the same."""
+    """Rows that are already done, kept beside the file of results; the models and metrics must be the same."""
     if result is None:
         return Rows()
     same = {**settings, "fastenh": __version__, "systems": systems, "metrics": metrics.available()}
@@ -143,7 +142,7 @@ def _stopped_in_words(errors: Terminal, result: Path | None) -> Iterator[None]:
 
 
 def _stamps(paths: Sequence[Path | None]) -> list[list[Any] | None]:
-    """Size and time of change of each file, by which it is known whether it is still the same."""
+    """Size and modification time of each file, which show whether it has changed."""
     return [stamp(path) if path is not None and path.is_file() else None for path in paths]
 
 

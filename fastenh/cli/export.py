@@ -14,6 +14,7 @@ import torch
 import fastenh
 from fastenh.atomic import replacing
 from fastenh.cli.errors import one_line
+from fastenh.cli.options import metric_jobs_option
 from fastenh.data.pairs import Pair, match_pairs
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.errors import printable
@@ -39,9 +40,7 @@ from fastenh.models.export import SUFFIX, ExportError, export, export_live, need
     metavar="NOISY CLEAN",
     help="Judge the model on these pairs in PyTorch and in onnxruntime, and print a table.",
 )
-@click.option(
-    "--jobs", default=0, type=click.IntRange(min=0), help="Number of processes for the metrics; 0 means one per core."
-)
+@metric_jobs_option
 def command(
     model: str, target: Path | None, int8: bool, live: bool, folders: tuple[Path, Path] | None, jobs: int
 ) -> None:
@@ -49,7 +48,7 @@ def command(
 
     It takes a float32 "waveform" (batch, samples) of any length at 16 kHz and gives "enhanced", of the same shape.
     Level, STFT and inverse are inside. fastenh enhance --model FILE.onnx uses it on any file. With --live it takes 256
-    samples of a sound and the state behind those before, and gives 256 and the next state (docs/export.md).
+    samples and the state left by those before them, and gives 256 samples and the next state (docs/export.md).
     """
     if target is None and folders is None:
         raise click.UsageError("say where to with -o FILE.onnx, or give --compare NOISY CLEAN")
@@ -80,7 +79,7 @@ def _write(source: str, target: Path, int8: bool, live: bool = False) -> None:
 
 
 def _compared(source: str, pairs: list[Pair], jobs: int) -> str:
-    """Each on one thread; real-time factors in processor time, which other programs beside it do not count in."""
+    """Each runs on one thread; real-time factors are in processor time, so other programs do not count."""
     need("onnxruntime")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

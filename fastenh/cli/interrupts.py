@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one stops the job with the window at hand, the second one ends the process at once."""
+"""Ctrl-C and SIGTERM: the first one stops the job after the current window, the second one ends the process at once."""
 
 from __future__ import annotations
 

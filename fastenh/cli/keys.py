@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def pressed() -> Iterator[Callable[[], str]]:
-    """A function that gives the key that was pressed last, or nothing; always nothing where there is no terminal."""
+    """Yield a function that returns the key pressed last, or "" if there is none or no terminal."""
     if not sys.stdin or not sys.stdin.isatty():
         yield lambda: ""
         return

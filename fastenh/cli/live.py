@@ -14,6 +14,7 @@ from fastenh.audio.files import MAX_CHANNELS
 from fastenh.cli.errors import one_line
 from fastenh.cli.interrupts import stoppable
 from fastenh.cli.keys import pressed
+from fastenh.cli.options import atten_lim_option, vad_option
 from fastenh.cli.terminal import Terminal
 from fastenh.enhance.duplex import Duplex, Reading
 from fastenh.enhance.enhancer import BANDWIDTHS, Enhancer
@@ -27,19 +28,21 @@ _BAR, _QUIETEST = 12, -60.0  # characters and dBFS of a meter
 
 
 @click.command("live")
-@click.option("--list", "lists", is_flag=True, help="List the devices, and end.")
+@click.option("--list", "lists", is_flag=True, help="List the devices and exit.")
 @click.option(
-    "--input", "source", help="Microphone: a number of --list, or a part of its name.  [default: the system's]"
-)
-@click.option("--output", "target", help="Headphones, or a virtual cable; likewise.  [default: the system's]")
-@click.option("--model", default=MODEL, show_default=True, help="A causal model: shipped, or a checkpoint.")
-@click.option("--rate", type=click.IntRange(*RATES), help="Samples a second.  [default: that of the microphone]")
-@click.option(
-    "--channels", default=1, show_default=True, type=click.IntRange(1, MAX_CHANNELS), help="Of the microphone."
+    "--input", "source", help="Microphone: a number from --list, or part of its name.  [default: the system's]"
 )
 @click.option(
-    "--atten-lim", type=click.FloatRange(min=0), metavar="DB", help="Turn nothing down by more than this many decibels."
+    "--output", "target", help="Headphones or a virtual cable, named in the same way.  [default: the system's]"
 )
+@click.option(
+    "--model", default=MODEL, show_default=True, help="A causal model that is shipped, or a checkpoint of one."
+)
+@click.option("--rate", type=click.IntRange(*RATES), help="Sample rate in Hz.  [default: that of the microphone]")
+@click.option(
+    "--channels", default=1, show_default=True, type=click.IntRange(1, MAX_CHANNELS), help="Channels of the microphone."
+)
+@atten_lim_option
 @click.option(
     "--bandwidth",
     default="full",
@@ -47,17 +50,19 @@ _BAR, _QUIETEST = 12, -60.0  # characters and dBFS of a meter
     type=click.Choice(BANDWIDTHS),
     help="Keep what is above 8 kHz where there is speech, or remove it, which saves 32 ms.",
 )
-@click.option("--vad", is_flag=True, help="Turn down further what is no speech, by up to 20 decibels.")
-@click.option("--block", default=10.0, show_default=True, type=click.FloatRange(1, 200), help="Of the device, in ms.")
+@vad_option
+@click.option(
+    "--block", default=10.0, show_default=True, type=click.FloatRange(1, 200), help="Block of the device, in ms."
+)
 @click.option(
     "--cushion",
     default=20.0,
     show_default=True,
     type=click.FloatRange(0, 2000),
-    help="Milliseconds that the model may be late by.",
+    help="Milliseconds by which the model may be late.",
 )
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the model.")
-@click.option("--seconds", type=click.FloatRange(min=0), help="End by itself.")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this many seconds.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 def command(
     lists: bool,
@@ -77,8 +82,8 @@ def command(
 ) -> None:
     """Take the noise out of a microphone's sound while somebody speaks.
 
-    The space bar switches between the enhanced sound and the sound as it is, equally late; q or Ctrl-C ends. Use
-    headphones: a loudspeaker is heard by the microphone. docs/live.md says how other programs get the sound.
+    The space bar switches between the enhanced sound and the original, with the same delay; q or Ctrl-C ends. Use
+    headphones, since the microphone would hear a loudspeaker. docs/live.md explains how other programs get the sound.
     """
     console = Terminal(quiet=quiet)
     with one_line():
@@ -128,7 +133,7 @@ def _watch(
     atten_lim: float | None,
     seconds: float | None,
 ) -> None:
-    """Until somebody ends it."""
+    """Show the levels and obey the keys until the sound ends."""
     share, said = duplex.live.share, time.monotonic()
     with pressed() as key:
         while not stop.is_set() and (seconds is None or duplex.reading.seconds < seconds):

@@ -1,4 +1,4 @@
-"""fastenh models: what there is to train and to run."""
+"""fastenh models: lists the models that can be trained and run."""
 
 from __future__ import annotations
 

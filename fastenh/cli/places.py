@@ -11,7 +11,7 @@ from fastenh.remote import RemoteUsageError, is_address, parse
 
 
 class Place(click.Path):
-    """A ``click.Path`` that also takes ``s3://bucket/key`` and the like; what it checks, it checks of local paths."""
+    """A ``click.Path`` that also accepts addresses such as ``s3://bucket/key``; only local paths are checked."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)

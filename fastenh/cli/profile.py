@@ -1,4 +1,4 @@
-"""fastenh profile: where a training step goes."""
+"""fastenh profile: shows where the time of a training step goes."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from fastenh.train.sources import open_sources
     default="trace.json",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="The trace.",
+    help="The trace to write.",
 )
 @click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu, cuda ...")
 def command(recipe_name: str, settings: tuple[str, ...], steps: int, trace: Path, device: str, **data: Any) -> None:
-    """Train a few steps by RECIPE and show where their time goes; only the trace is kept.
+    """Train a few steps with RECIPE and show where their time goes; only the trace is kept.
 
     The trace opens in a browser: chrome://tracing or ui.perfetto.dev.
     """

@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a job: a bar on a terminal, an occasional line elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fastenh.enhance.job import Meter
+from fastenh.enhance.work import Meter
 
 _SECONDS = {True: 0.2, False: 15.0}  # between two looks, on a terminal and elsewhere
 
@@ -23,7 +23,7 @@ class Files:
         self._began = time.monotonic()
 
     def words(self) -> str:
-        """Say files, hours of audio, speed and time left."""
+        """Files, hours of audio, speed and time left."""
         elapsed = max(time.monotonic() - self._began, 1e-3)
         audio, share = self.meter.audio_seconds, self.meter.bytes / max(self.meter.total_bytes, 1)
         left = _clock(elapsed / share - elapsed) if share > 0.001 else "?"
@@ -35,7 +35,7 @@ class Files:
 
 @contextmanager
 def progress(console: Console, meter: Meter, total: int, quiet: bool) -> Iterator[Files]:
-    """Show the progress until the context ends; whoever enters it counts the files."""
+    """Show the progress until the context ends; the caller counts the files."""
     files, ended = Files(meter, total), threading.Event()
     if quiet:
         yield files

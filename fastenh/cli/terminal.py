@@ -1,4 +1,4 @@
-"""Where the commands print: stderr, a line for each thing that is said."""
+"""The output of the commands: lines on stderr."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastenh.errors import printable
 
 
 class Terminal(Console):
-    """Text as it is, without colours, markup or wrapping; what a name holds beyond characters is escaped."""
+    """Plain text without colours, markup or wrapping; control characters and undecodable bytes are escaped."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(stderr=True, highlight=False, markup=False, soft_wrap=True, **options)

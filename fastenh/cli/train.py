@@ -40,7 +40,7 @@ from fastenh.train.state import claim, holds_run
 @click.option(
     "--resume-or-start",
     is_flag=True,
-    help="Resume the run in the folder, or start it where there is none (torchrun starts lost processes like this).",
+    help="Resume the run in the folder, or start it where there is none (for processes that torchrun restarts).",
 )
 @click.option(
     "--branch",
@@ -51,7 +51,7 @@ from fastenh.train.state import claim, holds_run
 )
 @click.option("--max-minutes", type=click.FloatRange(min=0), help="Save and stop after this many minutes.")
 @click.option("--device", default="auto", show_default=True, help="Device to train on: auto, cpu, cuda ...")
-@click.option("-q", "--quiet", is_flag=True, help="One line per epoch.")
+@click.option("-q", "--quiet", is_flag=True, help="Print one line per epoch.")
 def command(
     recipe_name: str,
     folder: Path,
@@ -64,7 +64,7 @@ def command(
     quiet: bool,
     **data: Any,
 ) -> None:
-    """Train by RECIPE, a shipped one or a TOML file; checkpoints and log.jsonl are written to the folder of the run.
+    """Train with RECIPE, the name of a shipped one or a TOML file; checkpoints and log.jsonl go to the run's folder.
 
     The best checkpoint is RUN/best.safetensors: fastenh enhance --model RUN/best.safetensors. On several devices:
     torchrun --nproc-per-node 2 -m fastenh train ... (the batches are the same on any number of them).

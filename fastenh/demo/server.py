@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fastenh
 from fastenh.demo.enhancement import Limits
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.errors import ProcessingError
 
 _HERE = Path(__file__).parent
-_SAMPLES = Path(fastenh.__file__).parent.parent / "samples"  # in a clone of the repository
+SAMPLES = _HERE / "samples"  # copies of samples/, so that an installed package has them, too
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 _SWITCHES = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_SHARE": "False"}
 
@@ -61,7 +60,7 @@ def serving(host: str, port: int, limits: Limits, models: Sequence[str] = ()) ->
 
         from fastenh.demo.page import build
 
-        page = build(results, _SAMPLES, limits, models)
+        page = build(results, SAMPLES, limits, models)
         try:
             _, address, _ = page.queue(api_open=False).launch(
                 server_name=host,
@@ -72,7 +71,7 @@ def serving(host: str, port: int, limits: Limits, models: Sequence[str] = ()) ->
                 footer_links=[],
                 run_history=False,
                 max_file_size=round(limits.megabytes * 2**20),
-                allowed_paths=[str(results), str(_SAMPLES)],
+                allowed_paths=[str(results), str(SAMPLES)],
                 app_kwargs={"middleware": [Middleware(_Policy)]},
                 theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
                 css_paths=_HERE / "page.css",

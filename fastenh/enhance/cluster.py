@@ -1,6 +1,6 @@
 """The same job on many machines, by Ray Data (the extra ``ray``): a worker for each GPU, or for each processor.
 
-A worker is the job of one machine (``job.Work``) without its list of files; Ray deals these out, one at a time, and
+A worker is the job of one machine (``Work``) without its list of files; Ray deals these out, one at a time, and
 gives those of a worker that was lost to another one. What exists is skipped and what is written appears as a whole, so
 a file that is given out twice does no harm.
 """
@@ -26,8 +26,9 @@ import torch
 import fastenh
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.enhance.exported import is_exported
-from fastenh.enhance.job import ENDED, About, Meter, Options, Result, Work, remove_abandoned_of, roots_of
+from fastenh.enhance.job import remove_abandoned_of, roots_of
 from fastenh.enhance.layout import Task
+from fastenh.enhance.work import ENDED, About, Meter, Options, Result, Work
 from fastenh.errors import ProcessingError, UsageError
 
 log = logging.getLogger("fastenh")

@@ -13,7 +13,7 @@ from typing import Any
 
 import fastenh
 from fastenh.atomic import replacing
-from fastenh.enhance.job import Result
+from fastenh.enhance.work import Result
 from fastenh.remote import is_remote, make_folder
 
 

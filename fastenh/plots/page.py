@@ -11,8 +11,8 @@ from typing import Any
 import fastenh
 from fastenh.atomic import replacing
 from fastenh.audio.files import AudioError
-from fastenh.enhance.job import Result
 from fastenh.enhance.report import Summary
+from fastenh.enhance.work import Result
 from fastenh.errors import printable
 from fastenh.plots.figures import PlotError
 from fastenh.plots.spectrograms import RANGE, thumbnail
