@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import convolve_bands, matrix_of, three_taps
+from fastenh_kernels.shared.bands import convolve_bands, matrix_of, neighbours_of, three_taps
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
@@ -45,10 +45,14 @@ def band_encoder_kernel(
     o_x = tl.arange(0, M)[:, None] * C + o_c[None, :]
     o_y = o_n[:, None] * W + o_w[None, :]
     for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
-        b_x = tl.load(p_x + t * (M * C) + o_x)
-        b_x = convolve_bands(b_x, taps0, b_bias0, M, C, PRECISION).to(p_x.dtype.element_ty)
-        tl.store(p_out0 + t * (M * C) + o_x, b_x)
-        b_x = convolve_bands(b_x, taps1, b_bias1, M, C, PRECISION).to(p_x.dtype.element_ty)
+        p_frame = p_x + t * (M * C)
+        b_lower, b_upper = neighbours_of(p_frame, True, M, C)
+        b_x = convolve_bands(tl.load(p_frame + o_x), b_lower, b_upper, taps0, b_bias0, PRECISION)
+        p_frame = p_out0 + t * (M * C)
+        tl.store(p_frame + o_x, b_x)
+        tl.debug_barrier()  # the neighbours of what the threads of this program have just written
+        b_lower, b_upper = neighbours_of(p_frame, True, M, C)
+        b_x = convolve_bands(b_x, b_lower, b_upper, taps1, b_bias1, PRECISION)
         tl.store(p_out1 + t * (M * C) + o_x, b_x)
         b_z = tl.dot(b_bands, b_x, input_precision=PRECISION).to(p_x.dtype.element_ty)  # [N, C]
         b_y = tl.dot(b_z, b_enter, b_added, input_precision=PRECISION)
@@ -70,7 +74,8 @@ def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequen
         flop = 2 * frames * (taken + to_bands.numel() * x.shape[3] + to_bands.shape[0] * enter.numel())
         moved = size(x, y, out0, out1)
         loops = (frames / max(programs, 1),)
-        return Cost(loops, flop, l2_bytes=moved + programs * size(*matrices), dram_bytes=moved + size(*matrices))
+        l2 = moved + size(out0) + programs * size(*matrices)  # the first result comes back for the second convolution
+        return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + size(*matrices))
 
     launch(
         band_encoder_kernel,

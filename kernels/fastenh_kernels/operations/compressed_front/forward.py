@@ -76,7 +76,7 @@ def compressed_front_kernel(
         b_y = tl.dot(b_x1, b_own, b_y, input_precision=PRECISION)
         b_y = tl.dot(b_x2, b_behind, b_y, input_precision=PRECISION)
         p = p_y + (clip * frames + t) * (64 * C) + o_y
-        tl.store(p, silu(b_y + b_bias).to(p_y.dtype.element_ty))
+        tl.store(p, silu(b_y + b_bias, dtype).to(p_y.dtype.element_ty))
         b_x0, b_x1 = b_x1, b_x2
 
 
