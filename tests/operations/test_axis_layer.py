@@ -182,14 +182,15 @@ def recorded(function, calls):
     return called
 
 
-def test_large_scores_and_norms_of_a_narrow_layer(target):
-    """What is folded into matrices (the norm's weight and bias, biases of keys and values) is far from 1 and 0."""
+def test_large_means_and_norms_of_a_narrow_layer(target):
+    """What is folded into matrices (the norm's weight and bias, biases of keys and values) is far from 1 and 0, and
+    rows are far from 0."""
     torch.manual_seed(0)
     weights = layer_weights(64, 128)
     for number, factor in ((0, 3.0), (1, 2.0), (2, 3.0), (3, 4.0), (6, 3.0), (7, 2.0)):
         weights[number] = weights[number] * factor
-    check(kernel("frequency"), plain("frequency"), (randn(1, 2, 32, 64), *weights), target)
-    check(kernel("time"), plain("time"), (randn(1, 256, 1, 64), *weights), target)
+    check(kernel("frequency"), plain("frequency"), (20 + randn(1, 2, 32, 64), *weights), target)
+    check(kernel("time"), plain("time"), (20 + randn(1, 256, 1, 64), *weights), target)
 
 
 @pytest.mark.parametrize(("width", "hidden", "history"), [(32, 64, 0), (64, 96, 5)])

@@ -24,10 +24,10 @@ from fastenh_kernels.operations.axis_layer.narrow import (
     laid_as_result,
     plus_bias,
     queries,
+    standard,
 )
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, launch, processors, size
-from fastenh_kernels.shared.norm import standardise
 
 _ROWS, _BLOCKS = 128, 2  # of a block of frames; of a window
 
@@ -93,15 +93,14 @@ def narrow_time_kernel(
         keys, values = (), ()
         for j in tl.static_range(BLOCKS):
             b_frames = laid_as_result(tl.load(p_x + o_sequence + (o_x + j * M * FRAME)), M, C, PRECISION)
-            b_standard, _ = standardise(b_frames, C, EPS)
-            b_k, b_v = keys_and_values(b_standard.to(dtype), b_wkv, M, C // H, PRECISION)
+            b_standard = standard(b_frames, C, EPS, dtype)
+            b_k, b_v = keys_and_values(b_standard, b_wkv, M, C // H, PRECISION)
             keys += (b_k,)
             values += (b_v,)
         for j in tl.range(0, BLOCKS, disable_licm=True):
             o_block = o_sequence + j * (M * FRAME)
             b_x = laid_as_result(tl.load(p_x + o_block + o_x), M, C, PRECISION)
-            b_n, _ = standardise(b_x, C, EPS)
-            b_n = b_n.to(dtype)
+            b_n = standard(b_x, C, EPS, dtype)
             b_x = plus_bias(b_x, b_out_bias, M, PRECISION)
             for h in tl.static_range(H):
                 b_q = queries(b_n, heads[h], M, PRECISION)

@@ -107,12 +107,13 @@ def launch_norm_taps(
     taps = weight.shape[1]
     rows = batch * bands
     tiles = triton.cdiv(rows, _ROWS)
-    chunk = frames_of_program(frames, tiles, _RESIDENT, x.device)
+    turns = triton.cdiv(frames_of_program(frames, tiles, _RESIDENT, x.device), _TURN)
+    chunk = turns * _TURN
     chunks = triton.cdiv(frames, chunk)
 
     def cost() -> Cost:
         l2 = size(x) * (1 + chunks * (taps - 1) / max(frames, 1)) + size(y)
-        return Cost((frames / max(chunks, 1) / _TURN,), flop=0.0, l2_bytes=l2, dram_bytes=size(x, y))
+        return Cost((triton.cdiv(frames, _TURN) / max(chunks, 1),), flop=0.0, l2_bytes=l2, dram_bytes=size(x, y))
 
     launch(
         norm_taps_kernel,
