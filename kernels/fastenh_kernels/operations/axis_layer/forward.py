@@ -1,8 +1,8 @@
 """The pre-LN encoder layer along one axis: LN, QKV and attention in one launch or two, and the rest in one.
 
-A narrow layer takes one launch for all of it (``narrow``, ``narrow_time``). Elsewhere short sequences that fill blocks of 64
-take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``. Programs stay
-on the device and take tile after tile, so that LN + QKV reads its weights once a program, not once a tile.
+A narrow layer takes one launch for all of it (``narrow``, ``narrow_time``). Elsewhere short sequences that fill blocks
+of 64 take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``.
+Programs stay on the device and take tile after tile, so that LN + QKV reads its weights once a program, not a tile.
 """
 
 from __future__ import annotations
