@@ -147,19 +147,50 @@ def test_kernel(target, axis, b, t, f):
     check(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
 
 
-@pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 16), (2, 3, 32), (1, 5, 32), (1, 2, 64)])
-def test_a_narrow_layer_along_f(target, monkeypatch, b, t, f):
-    """In 16 bit it is one launch; programs take block after block, the last of which may end early."""
+@pytest.mark.parametrize(
+    ("axis", "b", "t", "f", "whole"),
+    [
+        ("frequency", 2, 3, 32, True),
+        ("frequency", 1, 5, 32, True),
+        ("frequency", 1, 2, 16, False),
+        ("time", 1, 256, 1, True),
+        ("time", 2, 256, 1, True),
+        ("time", 1, 257, 1, False),
+    ],
+)
+def test_a_narrow_layer(target, monkeypatch, axis, b, t, f, whole):
+    """In 16 bit it is one launch; programs take block after block, the last of which may end early along F."""
     torch.manual_seed(0)
-    given = kernel("frequency")
-    from fastenh_kernels.operations.axis_layer import narrow
+    given = kernel(axis)
+    from fastenh_kernels.operations.axis_layer import forward, narrow, narrow_time
 
-    whole = []
-    monkeypatch.setattr(narrow, "processors", lambda device: 1)
-    launched = narrow.launch_narrow
-    monkeypatch.setattr(narrow, "launch_narrow", lambda *arguments: whole.append(1) or launched(*arguments))
-    check(given, plain("frequency"), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
-    assert bool(whole) == (target[1] != torch.float32)
+    launched = []
+    whole_layers = (narrow, "launch_narrow"), (narrow_time, "launch_narrow_time")
+    for module, name in (*whole_layers, (forward, "launch_norm_linear"), (forward, "launch_norm_attention")):
+        monkeypatch.setattr(module, name, recorded(getattr(module, name), launched))
+    for module in (narrow, narrow_time):
+        monkeypatch.setattr(module, "processors", lambda device: 1)
+    check(given, plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
+    assert launched[0].startswith("launch_narrow") == (whole and target[1] != torch.float32)
+
+
+def recorded(function, calls):
+    def called(*arguments):
+        calls.append(function.__name__)
+        return function(*arguments)
+
+    return called
+
+
+def test_large_means_and_norms_of_a_narrow_layer(target):
+    """What is folded into matrices (the norm's weight and bias, biases of keys and values) is far from 1 and 0, and
+    rows are far from 0."""
+    torch.manual_seed(0)
+    weights = layer_weights(64, 128)
+    for number, factor in ((0, 3.0), (1, 2.0), (2, 3.0), (3, 4.0), (6, 3.0), (7, 2.0)):
+        weights[number] = weights[number] * factor
+    check(kernel("frequency"), plain("frequency"), (20 + randn(1, 2, 32, 64), *weights), target)
+    check(kernel("time"), plain("time"), (20 + randn(1, 256, 1, 64), *weights), target)
 
 
 @pytest.mark.parametrize(("width", "hidden", "history"), [(32, 64, 0), (64, 96, 5)])

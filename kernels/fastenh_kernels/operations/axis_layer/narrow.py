@@ -1,11 +1,21 @@
-"""A narrow layer, of 64 channels, in one launch: its activations are read once and written once.
+"""A narrow layer, of 64 channels and two heads, in one launch: its activations are read once and written once.
 
 All of its matrices together take 64 KB, so they stay on the chip beside the rows: layer norm, QKV, attention, output
 projection, residual, layer norm, feed-forward and residual follow each other without a way through memory. A program
-takes blocks of whole sequences along F, one after the other, and keeps the matrices from block to block.
+takes blocks of whole sequences along F, one after the other, and keeps the matrices from block to block. What it has in
+common with the layer along T (``narrow_time``) is here, too:
+
+- A matrix behind a layer norm takes the weight of the norm, and its bias that of the norm.
+- A bias of the keys adds the same to all scores of a row, so the softmax does not see it. The weights of attention sum
+  to 1, so a bias of the values is one of the result, and goes into that of the output projection.
+- A bias is added by a product with ones, as two 16-bit terms. The threads would otherwise load it for every block.
+- Rows enter by a product with zeros. They are then where products leave their results, which is where the layer norm
+  needs fewer exchanges, and where the next product takes them from registers.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
@@ -15,56 +25,135 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
-from fastenh_kernels.shared.norm import EPS, normalise, row_of
+from fastenh_kernels.shared.norm import EPS, row_of
 
-_WIDTH, _HEAD, _HIDDEN = 64, 32, 128  # channels of the layer and of a head, hidden units
-_ROWS = 64  # of a block
+WIDTH, HEADS, HIDDEN = 64, 2, 128  # channels of the layer, its heads, hidden units
+_BANDS, _ROWS = 32, 64  # of a sequence, of a block
 
 
 @triton.jit
-def head_matrices(p_weight, h, C: tl.constexpr, D: tl.constexpr):
-    """Rows of the packed matrix for a head: [D, C] for its queries; [2D, C] for its keys, then its values."""
+def in_two(b_bias, dtype: tl.constexpr):
+    """[N, 16]: float32 [N] as the sum of two 16-bit columns, the others zero."""
+    o = tl.arange(0, 16)[None, :]
+    b_high = b_bias.to(dtype)
+    b_low = (b_bias - b_high.to(tl.float32)).to(dtype)
+    return tl.where(o == 0, b_high[:, None], tl.where(o == 1, b_low[:, None], tl.zeros([1, 1], dtype)))
+
+
+@triton.jit
+def plus_bias(b_x, b_bias, M: tl.constexpr, PRECISION: tl.constexpr):
+    """[M, N] float32 rows and a bias as ``in_two`` gives it."""
+    return tl.dot(tl.full([M, 16], 1.0, b_bias.dtype), tl.trans(b_bias), b_x, input_precision=PRECISION)
+
+
+@triton.jit
+def laid_as_result(b_x, M: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows [M, C] in float32, where a product leaves its results."""
+    return plus_bias(b_x.to(tl.float32), tl.zeros([C, 16], b_x.dtype), M, PRECISION)
+
+
+@triton.jit
+def standard(b_x, C: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
+    """[M, C] rows of mean 0 and deviation 1 in ``dtype``. Squares are summed before the mean is known: what the
+    difference of two sums loses in float32 is less than what 16 bit lost of rows with so large a mean."""
+    b_mean = tl.sum(b_x, 1) / C
+    b_variance = tl.maximum(tl.sum(b_x * b_x, 1) / C - b_mean * b_mean, 0.0)
+    b_inverse = tl.rsqrt(b_variance + EPS)
+    return (b_x * b_inverse[:, None] - (b_mean * b_inverse)[:, None]).to(dtype)
+
+
+@triton.jit
+def behind_norm(p_weight, p_bias, first, p_norm_weight, p_norm_bias, N: tl.constexpr, C: tl.constexpr):
+    """Float32 [N, C] and [N] of the rows from ``first`` on, with the weight and the bias of the norm before them."""
+    o_n, o_c = first + tl.arange(0, N), tl.arange(0, C)
+    b_w = tl.load(p_weight + o_n[:, None] * C + o_c[None, :]).to(tl.float32)
+    b_bias = tl.load(p_bias + o_n).to(tl.float32) + tl.sum(b_w * row_of(p_norm_bias, o_c), 1)
+    return b_w * row_of(p_norm_weight, o_c), b_bias
+
+
+@triton.jit
+def attention_weights(
+    p_norm_weight, p_norm_bias, p_qkv_weight, p_qkv_bias, p_out_weight, p_out_bias,
+    C: tl.constexpr, H: tl.constexpr, SCALE: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """For each head (queries [D, C], their bias, output projection [C, D]); keys and values of all [2C, C]; the bias
+    of the output projection. Queries are scaled."""
+    D: tl.constexpr = C // H
     o_c = tl.arange(0, C)
-    o_kv = tl.arange(0, 2 * D)
-    b_wq = tl.load(p_weight + (h * D + tl.arange(0, D))[:, None] * C + o_c[None, :])
-    b_wkv = tl.load(p_weight + (C + o_kv // D * C + h * D + o_kv % D)[:, None] * C + o_c[None, :])
-    return b_wq, b_wkv
+    b_bias = tl.load(p_out_bias + o_c).to(tl.float32)
+    heads = ()
+    for h in tl.static_range(H):
+        b_wq, b_bq = behind_norm(p_qkv_weight, p_qkv_bias, h * D, p_norm_weight, p_norm_bias, D, C)
+        _, b_bv = behind_norm(p_qkv_weight, p_qkv_bias, 2 * C + h * D, p_norm_weight, p_norm_bias, D, C)
+        b_out = tl.load(p_out_weight + o_c[:, None] * C + (h * D + tl.arange(0, D))[None, :])
+        b_bias += tl.sum(b_out.to(tl.float32) * b_bv[None, :], 1)
+        heads += (((b_wq * SCALE).to(dtype), in_two(b_bq * SCALE, dtype), b_out),)
+    b_wkv, _ = behind_norm(p_qkv_weight, p_qkv_bias, C, p_norm_weight, p_norm_bias, 2 * C, C)
+    return heads, b_wkv.to(dtype), in_two(b_bias, dtype)
 
 
 @triton.jit
-def keys_and_values(b_n, b_wkv, p_bias, h, M: tl.constexpr, C: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr):
-    """[M, D] twice, of normalised rows [M, C]: one product, split in registers."""
-    o_kv = tl.arange(0, 2 * D)
-    b_bias = row_of(p_bias, C + o_kv // D * C + h * D + o_kv % D)
-    b_kv = tl.dot(b_n, tl.trans(b_wkv), input_precision=PRECISION) + b_bias
-    return tl.split(tl.permute(tl.reshape(b_kv.to(b_n.dtype), (M, 2, D)), (0, 2, 1)))
+def feed_forward_weights(
+    p_norm_weight, p_norm_bias, p_up_weight, p_up_bias, p_down_weight, p_down_bias,
+    C: tl.constexpr, HIDDEN: tl.constexpr, dtype: tl.constexpr,
+):  # fmt: skip
+    """Up matrix [HIDDEN, C] and bias, down matrix [C, HIDDEN] and bias."""
+    b_up, b_up_bias = behind_norm(p_up_weight, p_up_bias, 0, p_norm_weight, p_norm_bias, HIDDEN, C)
+    o_c = tl.arange(0, C)
+    b_down = tl.load(p_down_weight + o_c[:, None] * HIDDEN + tl.arange(0, HIDDEN)[None, :])
+    b_down_bias = in_two(tl.load(p_down_bias + o_c).to(tl.float32), dtype)
+    return b_up.to(dtype), in_two(b_up_bias, dtype), b_down, b_down_bias
 
 
 @triton.jit
-def feed_forward(
-    b_x,
-    b_up,
-    b_down,
-    p_norm_weight,
-    p_norm_bias,
-    p_up_bias,
-    p_down_bias,
-    C: tl.constexpr,
-    HIDDEN: tl.constexpr,
-    EPS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def queries(b_n, head, M: tl.constexpr, PRECISION: tl.constexpr):
+    """[M, D] of a head as ``attention_weights`` gives it."""
+    b_q = tl.dot(b_n, tl.trans(head[0]), input_precision=PRECISION)
+    return plus_bias(b_q, head[1], M, PRECISION).to(b_n.dtype)
+
+
+@triton.jit
+def in_halves(b, M: tl.constexpr, N: tl.constexpr):
+    """[M, N] twice of [M, 2N], in registers."""
+    return tl.split(tl.permute(tl.reshape(b, (M, 2, N)), (0, 2, 1)))
+
+
+@triton.jit
+def keys_and_values(b_n, b_wkv, M: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr):
+    """[M, D] of each of two heads: two keys, two values."""
+    b_kv = tl.dot(b_n, tl.trans(b_wkv), input_precision=PRECISION).to(b_n.dtype)  # [M, 4D]
+    b_k, b_v = in_halves(b_kv, M, 2 * D)
+    return in_halves(b_k, M, D), in_halves(b_v, M, D)
+
+
+@triton.jit
+def feed_forward(b_x, weights, M: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr):
     """Layer norm, both maps and the residual of float32 rows [M, C]."""
-    o_c = tl.arange(0, C)
-    b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS).to(b_up.dtype)
-    b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, tl.arange(0, HIDDEN))
-    b_h = tl.maximum(b_h, 0.0).to(b_up.dtype)  # [M, HIDDEN]
-    return tl.dot(b_h, tl.trans(b_down), b_x + row_of(p_down_bias, o_c), input_precision=PRECISION)
+    b_up, b_up_bias, b_down, b_down_bias = weights
+    b_n = standard(b_x, C, EPS, b_up.dtype)
+    b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION)
+    b_h = tl.maximum(plus_bias(b_h, b_up_bias, M, PRECISION), 0.0).to(b_up.dtype)  # [M, HIDDEN]
+    b_x = plus_bias(b_x, b_down_bias, M, PRECISION)
+    return tl.dot(b_h, tl.trans(b_down), b_x, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
+@triton.jit
+def attend_in_pairs(b_q, b_k, b_v, M: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr):
+    """[M, D] float32: attention of rows to those of their half of the block. A product of full size, half of which is
+    thrown away, is as fast as two smaller ones; but the exponentials are taken of one half alone."""
+    L: tl.constexpr = M // 2
+    m_first = (tl.arange(0, M) < L)[:, None]
+    b_s0, b_s1 = in_halves(tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION), M, L)
+    b_s = tl.where(m_first, b_s0, b_s1)  # [M, L]
+    b_p = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
+    b_v = tl.reshape(tl.permute(tl.reshape(b_v, (2, L, D)), (1, 0, 2)), (L, 2 * D))  # both halves side by side
+    b_o0, b_o1 = in_halves(tl.dot(b_p.to(b_v.dtype), b_v, input_precision=PRECISION), M, D)
+    return tl.where(m_first, b_o0, b_o1) * (1.0 / tl.sum(b_p, 1))[:, None]
+
+
+@triton.jit(do_not_specialize=["rows", "tiles"])
 def narrow_frequency_kernel(
-    p_x,  # (rows, C), sequences of L rows one after the other
+    p_x,  # (rows, C), sequences of M / 2 rows one after the other
     p_norm1_weight,
     p_norm1_bias,
     p_qkv_weight,  # (3C, C)
@@ -80,88 +169,79 @@ def narrow_frequency_kernel(
     p_y,  # (rows, C)
     rows,
     tiles,
-    programs,
-    L: tl.constexpr,
     C: tl.constexpr,
     H: tl.constexpr,
-    D: tl.constexpr,
     HIDDEN: tl.constexpr,
     EPS: tl.constexpr,
     SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
     M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    o_m, o_c, o_d = tl.arange(0, M), tl.arange(0, C), tl.arange(0, D)
-    together = (o_m // L)[:, None] == (o_m // L)[None, :]  # rows of one sequence
-    queries, pairs, outs = (), (), ()
-    for h in tl.static_range(H):
-        b_wq, b_wkv = head_matrices(p_qkv_weight, h, C, D)
-        queries += (b_wq,)
-        pairs += (b_wkv,)
-        outs += (tl.load(p_out_weight + o_c[:, None] * C + (h * D + o_d)[None, :]),)  # [C, D]
-    b_up = tl.load(p_up_weight + tl.arange(0, HIDDEN)[:, None] * C + o_c[None, :])
-    b_down = tl.load(p_down_weight + o_c[:, None] * HIDDEN + tl.arange(0, HIDDEN)[None, :])
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs):
-        o_tile = tile * (M * C) + o_m[:, None] * C + o_c[None, :]
-        m_m = o_m[:, None] < rows - tile * M
-        b_x = tl.load(p_x + o_tile, mask=m_m, other=0.0).to(tl.float32)
-        b_n = normalise(b_x, row_of(p_norm1_weight, o_c), row_of(p_norm1_bias, o_c), C, EPS)
-        b_n = b_n.to(p_qkv_weight.dtype.element_ty)
-        b_x += row_of(p_out_bias, o_c)
+    D: tl.constexpr = C // H
+    dtype: tl.constexpr = p_x.dtype.element_ty
+    heads, b_wkv, b_out_bias = attention_weights(
+        p_norm1_weight, p_norm1_bias, p_qkv_weight, p_qkv_bias, p_out_weight, p_out_bias, C, H, SCALE, dtype
+    )
+    maps = feed_forward_weights(
+        p_norm2_weight, p_norm2_bias, p_up_weight, p_up_bias, p_down_weight, p_down_bias, C, HIDDEN, dtype
+    )
+    o_m = tl.arange(0, M)[:, None]
+    o_x = o_m * C + tl.arange(0, C)[None, :]
+    # what does not change in the loop is mostly where a matrix lies: held in registers it would spill others
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), disable_licm=True):
+        o_tile = tile * (M * C)
+        m_m = o_m < rows - tile * M
+        b_x = laid_as_result(tl.load(p_x + o_tile + o_x, mask=m_m, other=0.0), M, C, PRECISION)
+        b_n = standard(b_x, C, EPS, dtype)
+        b_x = plus_bias(b_x, b_out_bias, M, PRECISION)
+        keys, values = keys_and_values(b_n, b_wkv, M, D, PRECISION)
         for h in tl.static_range(H):
-            b_q = tl.dot(b_n, tl.trans(queries[h]), input_precision=PRECISION) + row_of(p_qkv_bias, h * D + o_d)
-            b_k, b_v = keys_and_values(b_n, pairs[h], p_qkv_bias, h, M, C, D, PRECISION)
-            b_s = tl.dot((b_q * SCALE).to(b_n.dtype), tl.trans(b_k), input_precision=PRECISION)  # [M, M]
-            b_s = tl.where(together, b_s, float("-inf"))
-            b_p = tl.exp2(b_s - tl.max(b_s, 1)[:, None])
-            b_o = tl.dot(b_p.to(b_n.dtype), b_v, input_precision=PRECISION) * (1.0 / tl.sum(b_p, 1))[:, None]
-            b_x = tl.dot(b_o.to(b_n.dtype), tl.trans(outs[h]), b_x, input_precision=PRECISION)
-        b_y = feed_forward(
-            b_x, b_up, b_down, p_norm2_weight, p_norm2_bias, p_up_bias, p_down_bias, C, HIDDEN, EPS, PRECISION
-        )
-        tl.store(p_y + o_tile, b_y.to(p_y.dtype.element_ty), mask=m_m)
+            b_q = queries(b_n, heads[h], M, PRECISION)
+            b_o = attend_in_pairs(b_q, keys[h], values[h], M, D, PRECISION)
+            b_x = tl.dot(b_o.to(dtype), tl.trans(heads[h][2]), b_x, input_precision=PRECISION)
+        b_y = feed_forward(b_x, maps, M, C, EPS, PRECISION)
+        tl.store(p_y + o_tile + o_x, b_y.to(dtype), mask=m_m)
+
+
+def is_narrow(x: Tensor, weights: AxisLayerWeights, heads: int) -> bool:
+    """Whether this is a layer of 16 bit for the kernels here and in ``narrow_time``."""
+    shape = x.shape[3], heads, weights.up_weight.shape[0]
+    return x.element_size() == 2 and warpgroups(x.device) and shape == (WIDTH, HEADS, HIDDEN)
 
 
 def takes(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> bool:
-    """Whether this is a narrow layer of 16 bit along F, of sequences that fill blocks."""
-    length = x.shape[2]
-    fits = axis == "frequency" and length >= 16 and _ROWS % length == 0 and x.element_size() == 2
-    shape = x.shape[3], x.shape[3] // heads, weights.up_weight.shape[0]
-    return fits and warpgroups(x.device) and shape == (_WIDTH, _HEAD, _HIDDEN)
+    return axis == "frequency" and x.shape[2] == _BANDS and is_narrow(x, weights, heads)
 
 
-def launch_narrow(x: Tensor, weights: AxisLayerWeights, heads: int) -> Tensor:
+def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
     """The whole layer along F, without dropout. Contiguous (B, T, F, C) -> the same."""
-    rows = x.numel() // _WIDTH
+    rows = x.numel() // WIDTH
     tiles = triton.cdiv(rows, _ROWS)
     programs = min(tiles, 2 * processors(x.device))  # as many as the registers of an SM allow
     y = torch.empty_like(x)
-
-    def cost() -> Cost:
-        matrices = size(*(tensor for tensor in weights if tensor.ndim == 2))
-        flop = 2 * rows * (4 * _WIDTH**2 + 2 * _WIDTH * _HIDDEN + 2 * x.shape[2] * _WIDTH)
-        return Cost((tiles / max(programs, 1),), flop, size(x, y) + programs * matrices, size(x, y) + matrices)
-
     launch(
         narrow_frequency_kernel,
         programs,
-        cost,
+        lambda: layer_cost(x, weights, _BANDS, programs, (tiles / max(programs, 1),)),
         num_warps=4,
         num_stages=1,
-        p_x=x,
-        **{f"p_{name}": tensor.contiguous() for name, tensor in weights._asdict().items()},
-        p_y=y,
+        **layer_arguments(x, weights, y),
         rows=rows,
         tiles=tiles,
-        programs=programs,
-        L=x.shape[2],
-        C=_WIDTH,
-        H=heads,
-        D=_HEAD,
-        HIDDEN=_HIDDEN,
-        EPS=EPS,
-        SCALE=scale(_HEAD),
         M=_ROWS,
-        PRECISION=dot_precision(x),
     )
     return y
+
+
+def layer_arguments(x: Tensor, weights: AxisLayerWeights, y: Tensor) -> dict[str, Any]:
+    """What the kernels along both axes take."""
+    named = {f"p_{name}": tensor.contiguous() for name, tensor in weights._asdict().items()}
+    constants = {"C": WIDTH, "H": HEADS, "HIDDEN": HIDDEN, "EPS": EPS, "SCALE": scale(WIDTH // HEADS)}
+    return {"p_x": x, **named, "p_y": y, **constants, "PRECISION": dot_precision(x)}
+
+
+def layer_cost(x: Tensor, weights: AxisLayerWeights, length: int, programs: int, loops: tuple[float, ...]) -> Cost:
+    """Of a launch whose programs each load the matrices once."""
+    matrices = size(*(tensor for tensor in weights if tensor.ndim == 2))
+    flop = 2 * x.numel() * (4 * WIDTH + 2 * HIDDEN + 2 * length)
+    return Cost(loops, flop, l2_bytes=2 * size(x) + programs * matrices, dram_bytes=2 * size(x) + matrices)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import convolve_bands, matrix_of, silu, three_taps
+from fastenh_kernels.shared.bands import convolve_bands, matrix_of, shifted, silu, three_taps
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
@@ -23,7 +23,7 @@ def mixing(p_weight, p_bias, C: tl.constexpr):
 @triton.jit
 def mixed(b_x, b_skip, mix, PRECISION: tl.constexpr):
     b_x = tl.dot(b_x, mix[0], input_precision=PRECISION)
-    return silu(tl.dot(b_skip, mix[1], b_x, input_precision=PRECISION) + mix[2])
+    return silu(tl.dot(b_skip, mix[1], b_x, input_precision=PRECISION) + mix[2], mix[1].dtype)
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -67,9 +67,9 @@ def band_decoder_kernel(
         b_z = tl.dot(tl.load(p_y + t * (N * W) + o_y), b_leave, input_precision=PRECISION) + b_leave_bias
         b_x = tl.dot(b_bands, b_z.to(dtype), input_precision=PRECISION).to(dtype)  # [M, C]
         b_x = mixed(b_x, tl.load(p_skip0 + t * (M * C) + o_x), mix0, PRECISION).to(dtype)
-        b_x = convolve_bands(b_x, taps0, b_bias0, M, C, PRECISION).to(dtype)
+        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps0, b_bias0, PRECISION)
         b_x = mixed(b_x, tl.load(p_skip1 + t * (M * C) + o_x), mix1, PRECISION).to(dtype)
-        b_x = convolve_bands(b_x, taps1, b_bias1, M, C, PRECISION).to(dtype)
+        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps1, b_bias1, PRECISION)
         b_x = mixed(b_x, tl.load(p_skip2 + t * (M * C) + o_x), mix2, PRECISION)
         tl.store(p_out + t * (M * C) + o_x, b_x.to(p_out.dtype.element_ty))
 

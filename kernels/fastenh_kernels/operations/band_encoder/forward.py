@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import convolve_bands, matrix_of, three_taps
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.bands import convolve_bands, matrix_of, neighbours_of, three_taps
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
@@ -34,25 +34,32 @@ def band_encoder_kernel(
     C: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
+    ROWS: tl.constexpr,  # N or more, what is behind N is zero
     PRECISION: tl.constexpr,
 ):
-    o_c, o_w, o_n = tl.arange(0, C), tl.arange(0, W), tl.arange(0, N)
+    o_c, o_w, o_n = tl.arange(0, C), tl.arange(0, W), tl.arange(0, ROWS)
+    m_n = o_n[:, None] < N
     taps0, taps1 = three_taps(p_weight0, C), three_taps(p_weight1, C)
     b_bias0, b_bias1 = row_of(p_bias0, o_c), row_of(p_bias1, o_c)
-    b_bands = tl.load(p_bands + o_n[:, None] * M + tl.arange(0, M)[None, :])
+    b_bands = tl.load(p_bands + o_n[:, None] * M + tl.arange(0, M)[None, :], mask=m_n, other=0.0)
     b_enter = matrix_of(p_enter, W, C, C)
-    b_added = tl.load(p_positions + o_n[:, None] * W + o_w[None, :]).to(tl.float32) + row_of(p_enter_bias, o_w)
+    b_added = tl.load(p_positions + o_n[:, None] * W + o_w[None, :], mask=m_n, other=0.0).to(tl.float32)
+    b_added += row_of(p_enter_bias, o_w)
     o_x = tl.arange(0, M)[:, None] * C + o_c[None, :]
     o_y = o_n[:, None] * W + o_w[None, :]
     for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
-        b_x = tl.load(p_x + t * (M * C) + o_x)
-        b_x = convolve_bands(b_x, taps0, b_bias0, M, C, PRECISION).to(p_x.dtype.element_ty)
-        tl.store(p_out0 + t * (M * C) + o_x, b_x)
-        b_x = convolve_bands(b_x, taps1, b_bias1, M, C, PRECISION).to(p_x.dtype.element_ty)
+        p_frame = p_x + t * (M * C)
+        b_lower, b_upper = neighbours_of(p_frame, True, M, C)
+        b_x = convolve_bands(tl.load(p_frame + o_x), b_lower, b_upper, taps0, b_bias0, PRECISION)
+        p_frame = p_out0 + t * (M * C)
+        tl.store(p_frame + o_x, b_x)
+        tl.debug_barrier()  # the neighbours of what the threads of this program have just written
+        b_lower, b_upper = neighbours_of(p_frame, True, M, C)
+        b_x = convolve_bands(b_x, b_lower, b_upper, taps1, b_bias1, PRECISION)
         tl.store(p_out1 + t * (M * C) + o_x, b_x)
-        b_z = tl.dot(b_bands, b_x, input_precision=PRECISION).to(p_x.dtype.element_ty)  # [N, C]
+        b_z = tl.dot(b_bands, b_x, input_precision=PRECISION).to(p_x.dtype.element_ty)  # [ROWS, C]
         b_y = tl.dot(b_z, b_enter, b_added, input_precision=PRECISION)
-        tl.store(p_y + t * (N * W) + o_y, b_y.to(p_y.dtype.element_ty))
+        tl.store(p_y + t * (N * W) + o_y, b_y.to(p_y.dtype.element_ty), mask=m_n)
 
 
 def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequence[Tensor]) -> list[Tensor]:
@@ -70,7 +77,8 @@ def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequen
         flop = 2 * frames * (taken + to_bands.numel() * x.shape[3] + to_bands.shape[0] * enter.numel())
         moved = size(x, y, out0, out1)
         loops = (frames / max(programs, 1),)
-        return Cost(loops, flop, l2_bytes=moved + programs * size(*matrices), dram_bytes=moved + size(*matrices))
+        l2 = moved + size(out0) + programs * size(*matrices)  # the first result comes back for the second convolution
+        return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + size(*matrices))
 
     launch(
         band_encoder_kernel,
@@ -96,6 +104,7 @@ def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequen
         C=x.shape[3],
         N=to_bands.shape[0],
         W=enter.shape[0],
+        ROWS=max(64, to_bands.shape[0]) if warpgroups(x.device) else to_bands.shape[0],  # warpgroups take 64 rows
         PRECISION=dot_precision(x),
     )
     return [y, out0, out1]

@@ -1,5 +1,5 @@
 """The first convolution as a product of 32 numbers a band and frame, as a walk along time: a frame is compressed once,
-and its features stay in registers for the two frames that need them as well."""
+and adds its part to the three frames that need it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import silu
+from fastenh_kernels.shared.bands import log2, silu
 from fastenh_kernels.shared.compression import EPS
 from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.norm import row_of
@@ -23,7 +23,7 @@ def features_of(p_frame, m_frame, POWER: tl.constexpr, EPS: tl.constexpr):
     o = (4 * tl.arange(0, 64)[:, None] - 2) * 2 + tl.arange(0, 16)[None, :]
     m = (o >= 0) & (o < 512) & m_frame
     b_pairs = tl.reshape(tl.load(p_frame + o, mask=m, other=0.0), (64, 8, 2))
-    b_log = tl.log2(tl.sum(b_pairs * b_pairs, 2) + EPS)  # [64, 8]
+    b_log = log2(tl.sum(b_pairs * b_pairs, 2) + EPS)  # [64, 8]
     b_pairs *= tl.exp2(b_log * ((POWER - 1) / 2))[:, :, None]
     o_bin = 4 * tl.arange(0, 64)[:, None] - 2 + tl.arange(0, 8)[None, :]
     m_bin = (o_bin >= 0) & (o_bin < 256) & m_frame
@@ -68,16 +68,18 @@ def compressed_front_kernel(
     b_bias = row_of(p_bias, tl.arange(0, C))
     o_y = tl.arange(0, 64)[:, None] * C + tl.arange(0, C)[None, :]
     t = first + AHEAD - 2
-    b_x0 = features_of(p_clip + t * 514, (t >= 0) & (t < frames), POWER, EPS).to(dtype)
-    b_x1 = features_of(p_clip + (t + 1) * 514, (t + 1 >= 0) & (t + 1 < frames), POWER, EPS).to(dtype)
+    b_x = features_of(p_clip + t * 514, (t >= 0) & (t < frames), POWER, EPS).to(dtype)
+    b_y = tl.dot(b_x, b_before, input_precision=PRECISION)  # of frame t, without what frame t + AHEAD adds
+    b_x = features_of(p_clip + (t + 1) * 514, (t + 1 >= 0) & (t + 1 < frames), POWER, EPS).to(dtype)
+    b_y = tl.dot(b_x, b_own, b_y, input_precision=PRECISION)
+    b_next = tl.dot(b_x, b_before, input_precision=PRECISION)  # of frame t + 1
     for t in tl.range(first, last):
-        b_x2 = features_of(p_clip + (t + AHEAD) * 514, t + AHEAD < frames, POWER, EPS).to(dtype)
-        b_y = tl.dot(b_x0, b_before, input_precision=PRECISION)
-        b_y = tl.dot(b_x1, b_own, b_y, input_precision=PRECISION)
-        b_y = tl.dot(b_x2, b_behind, b_y, input_precision=PRECISION)
+        b_x = features_of(p_clip + (t + AHEAD) * 514, t + AHEAD < frames, POWER, EPS).to(dtype)
+        b_y = tl.dot(b_x, b_behind, b_y, input_precision=PRECISION)
         p = p_y + (clip * frames + t) * (64 * C) + o_y
-        tl.store(p, silu(b_y + b_bias).to(p_y.dtype.element_ty))
-        b_x0, b_x1 = b_x1, b_x2
+        tl.store(p, silu(b_y + b_bias, dtype).to(p_y.dtype.element_ty))
+        b_y = tl.dot(b_x, b_own, b_next, input_precision=PRECISION)
+        b_next = tl.dot(b_x, b_before, input_precision=PRECISION)
 
 
 def launch_compressed_front(spectrum: Tensor, weight: Tensor, bias: Tensor, power: float, ahead: int) -> Tensor:

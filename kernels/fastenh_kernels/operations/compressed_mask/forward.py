@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import shifted
+from fastenh_kernels.shared.bands import log2, neighbours_of
 from fastenh_kernels.shared.compression import EPS
 from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.operators import autocast_dtype, operator
@@ -35,9 +35,11 @@ def mask_matrix(p_weight, j, BAND: tl.constexpr, C: tl.constexpr):
 @triton.jit
 def bands_of(p_x, t, frames, C: tl.constexpr):
     """Three [64, C] of frame t, zeros outside of the clip: each band's lower neighbour, itself and the upper one."""
+    p_x += t * (64 * C)
+    m = (t >= 0) & (t < frames)
     o = tl.arange(0, 64)[:, None] * C + tl.arange(0, C)[None, :]
-    b_x = tl.load(p_x + t * (64 * C) + o, mask=(o >= 0) & (t >= 0) & (t < frames), other=0.0)
-    return shifted(b_x, -1, 64, C), b_x, shifted(b_x, 1, 64, C)
+    b_lower, b_upper = neighbours_of(p_x, m, 64, C)
+    return b_lower, tl.load(p_x + o, mask=(o >= 0) & m, other=0.0), b_upper
 
 
 @triton.jit
@@ -92,10 +94,10 @@ def compressed_mask_kernel(
         o_frame = (clip * frames + t) * 514
         b_v = tl.load(p_spectrum + o_frame + o_pair)
         b_s = tl.load(p_spectrum + o_frame + o_swapped)
-        b_scale = tl.exp2(tl.log2(b_v * b_v + b_s * b_s + EPS) * ((POWER - 1) / 2))
+        b_scale = tl.exp2(log2(b_v * b_v + b_s * b_s + EPS) * ((POWER - 1) / 2))
         b_v, b_s = b_v * b_scale, b_s * b_scale
         b_y, b_other = b_re * b_v + b_im * b_s, b_re * b_s - b_im * b_v
-        b_y *= tl.exp2(tl.log2(b_y * b_y + b_other * b_other + EPS) * ((1 / POWER - 1) / 2))
+        b_y *= tl.exp2(log2(b_y * b_y + b_other * b_other + EPS) * ((1 / POWER - 1) / 2))
         tl.store(p_out + o_frame + o_pair, b_y)
         tl.store(p_out + o_frame + 512 + tl.arange(0, 2), tl.zeros([2], tl.float32))
         b_mask = through_mask(bands, b_next, own, PRECISION)

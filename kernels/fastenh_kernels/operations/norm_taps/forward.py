@@ -13,6 +13,7 @@ from fastenh_kernels.shared.norm import EPS, normalise, row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
 _ROWS = 8  # of a program, clips and bands
+_TURN = 8  # frames
 _ASKED_FOR = 3  # frames that are on their way while one is worked on
 _RESIDENT = 4  # programs that the registers of an SM hold
 
@@ -58,6 +59,7 @@ def norm_taps_kernel(
     EPS: tl.constexpr,
     M: tl.constexpr,
     ASKED: tl.constexpr,
+    TURN: tl.constexpr,
 ):
     FRAME: tl.constexpr = BANDS * C
     i_tile = tl.program_id(0) % tiles
@@ -75,17 +77,20 @@ def norm_taps_kernel(
         b_x = frame_of(p_rows, t, m_rows, 0, frames, FRAME)
         seen += (normed_or_zero(b_x, t, frames, b_norm_weight, b_norm_bias, C, EPS),)
     asked = ()  # the frames from t on, as they are
+    end = tl.minimum(last + AHEAD, frames)
     for k in tl.static_range(AHEAD + ASKED):
-        asked += (frame_of(p_rows, first + k, m_rows, 0, tl.minimum(last + AHEAD, frames), FRAME),)
-    for t in tl.range(first, last):
-        b_next = frame_of(p_rows, t + AHEAD + ASKED, m_rows, 0, tl.minimum(last + AHEAD, frames), FRAME)
-        b_n = normed_or_zero(asked[AHEAD], t + AHEAD, frames, b_norm_weight, b_norm_bias, C, EPS)
-        b_y = asked[0].to(tl.float32) + b_bias + b_n * taps[TAPS - 1]
-        for k in tl.static_range(TAPS - 1):
-            b_y += seen[k] * taps[k]
-        tl.store(p_out + t * FRAME, b_y.to(p_y.dtype.element_ty), mask=m_rows)
-        seen = seen[1:] + (b_n,)
-        asked = asked[1:] + (b_next,)
+        asked += (frame_of(p_rows, first + k, m_rows, 0, end, FRAME),)
+    # frames by frame, several of them a turn: what moves on from one to the next then does so by its name alone
+    for begin in tl.range(first, last, TURN):
+        for k in tl.static_range(TURN):
+            t = begin + k
+            b_n = normed_or_zero(asked[AHEAD], t + AHEAD, frames, b_norm_weight, b_norm_bias, C, EPS)
+            b_y = asked[0].to(tl.float32) + b_bias + b_n * taps[TAPS - 1]
+            for i in tl.static_range(TAPS - 1):
+                b_y += seen[i] * taps[i]
+            tl.store(p_out + t * FRAME, b_y.to(p_y.dtype.element_ty), mask=m_rows & (t < last))
+            seen = seen[1:] + (b_n,)
+            asked = asked[1:] + (frame_of(p_rows, t + AHEAD + ASKED, m_rows, 0, end, FRAME),)
 
 
 def frames_of_program(frames: int, tiles: int, resident: int, device: torch.device) -> int:
@@ -102,18 +107,19 @@ def launch_norm_taps(
     taps = weight.shape[1]
     rows = batch * bands
     tiles = triton.cdiv(rows, _ROWS)
-    chunk = frames_of_program(frames, tiles, _RESIDENT, x.device)
+    turns = triton.cdiv(frames_of_program(frames, tiles, _RESIDENT, x.device), _TURN)
+    chunk = turns * _TURN
     chunks = triton.cdiv(frames, chunk)
 
     def cost() -> Cost:
         l2 = size(x) * (1 + chunks * (taps - 1) / max(frames, 1)) + size(y)
-        return Cost((frames / max(chunks, 1),), flop=0.0, l2_bytes=l2, dram_bytes=size(x, y))
+        return Cost((triton.cdiv(frames, _TURN) / max(chunks, 1),), flop=0.0, l2_bytes=l2, dram_bytes=size(x, y))
 
     launch(
         norm_taps_kernel,
         tiles * chunks,
         cost,
-        num_warps=4,
+        num_warps=2,
         num_stages=1,
         p_x=x,
         p_norm_weight=norm_weight.contiguous(),
@@ -132,6 +138,7 @@ def launch_norm_taps(
         EPS=EPS,
         M=_ROWS,
         ASKED=_ASKED_FOR,
+        TURN=_TURN,
     )
     return y
 
