@@ -10,6 +10,7 @@ from fastenh_kernels.backend import use_backend as use_backend
 from fastenh_kernels.operations.axis_attention import axis_attention as axis_attention
 from fastenh_kernels.operations.axis_layer import AxisLayerWeights as AxisLayerWeights
 from fastenh_kernels.operations.axis_layer import axis_layer as axis_layer
+from fastenh_kernels.operations.band_convolution import band_convolution as band_convolution
 from fastenh_kernels.operations.band_decoder import band_decoder as band_decoder
 from fastenh_kernels.operations.band_encoder import band_encoder as band_encoder
 from fastenh_kernels.operations.complex_mask import complex_mask as complex_mask

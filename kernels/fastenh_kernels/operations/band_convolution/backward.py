@@ -1,0 +1,216 @@
+"""The gradients of ``band_convolution``: of the rows, of their scale and shift, and of the weight, in one launch.
+
+The gradient of the moments reaches the result as ``offset + slope * y``, a number each for every channel, and is added
+to what came back as it is read. With h the activated rows and g that gradient, the gradient of h is the convolution
+of g with the weight turned round, and that of the weight h^T g: both take g and g moved by a band either way. Sums over
+frames are left by programs and added up at the end, so that two identical steps give equal bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.operations.band_convolution.forward import (
+    affine_of,
+    band_convolution_operator,
+    matrices_of,
+    programs_of,
+)
+from fastenh_kernels.shared.bands import shifted
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.operators import like, operator, single
+
+
+@triton.jit
+def silu_with_slope(b_z):
+    """SiLU and its derivative."""
+    b_root = tl.rsqrt(1.0 + tl.exp2(b_z * -1.4426950408889634))
+    b_gate = b_root * b_root
+    b_silu = b_z * b_gate
+    return b_silu, b_gate + b_silu * (1.0 - b_gate)
+
+
+@triton.jit(do_not_specialize=["frames", "programs"])
+def band_convolution_backward_kernel(
+    p_grad,  # (frames, M, C), contiguous
+    p_y,  # as grad
+    p_moments,  # (2, C): slope and offset of the gradient of the moments
+    p_x,  # as grad
+    p_affine,  # (2, C)
+    p_skip,  # as grad
+    p_skip_affine,  # (2, C)
+    p_weight,  # (3, C, C): from channel, to channel; with MIX (2, C, C): for x and for the skip
+    p_grad_x,  # as grad
+    p_grad_skip,  # as grad
+    p_weights,  # (programs, 3 or 2, C, C), float32: from channel, to channel
+    p_sums,  # (programs, 4, C), float32: of the gradients of scale, shift, and those of the skip
+    frames,
+    programs,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    MIX: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    dtype = p_x.dtype.element_ty
+    o_c = tl.arange(0, C)
+    o_x = tl.arange(0, M)[:, None] * C + o_c[None, :]
+    o_w = o_c[:, None] * C + o_c[None, :]
+    b_w0, b_w1 = tl.trans(tl.load(p_weight + o_w)), tl.trans(tl.load(p_weight + C * C + o_w))  # [to, from]
+    b_slope, b_offset = affine_of(p_moments, C)
+    b_grad0, b_grad1, b_grad2 = (tl.zeros([C, C], tl.float32),) * 3
+    b_scales, b_shifts, b_skip_scales, b_skip_shifts = (tl.zeros([M, C], tl.float32),) * 4
+    if ACTIVE:
+        b_scale, b_shift = affine_of(p_affine, C)
+    if MIX:
+        b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
+    else:
+        b_w2 = tl.trans(tl.load(p_weight + 2 * C * C + o_w))
+    for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
+        o_t = t * (M * C) + o_x
+        b_g = tl.load(p_grad + o_t).to(tl.float32) + tl.load(p_y + o_t).to(tl.float32) * b_slope + b_offset
+        b_g = b_g.to(dtype)
+        b_x = tl.load(p_x + o_t)
+        b_h = b_x
+        if ACTIVE:
+            b_x = b_x.to(tl.float32)
+            b_h, b_dsilu = silu_with_slope(b_x * b_scale + b_shift)
+            b_h = b_h.to(dtype)
+        if MIX:
+            b_dx = tl.dot(b_g, b_w0, input_precision=PRECISION)
+            b_grad0 = tl.dot(tl.trans(b_h), b_g, b_grad0, input_precision=PRECISION)
+            b_skip = tl.load(p_skip + o_t).to(tl.float32)
+            b_h, b_dskip = silu_with_slope(b_skip * b_skip_scale + b_skip_shift)
+            b_dskip *= tl.dot(b_g, b_w1, input_precision=PRECISION)
+            b_grad1 = tl.dot(tl.trans(b_h.to(dtype)), b_g, b_grad1, input_precision=PRECISION)
+            b_skip_scales += b_dskip * b_skip
+            b_skip_shifts += b_dskip
+            tl.store(p_grad_skip + o_t, (b_dskip * b_skip_scale).to(dtype))
+        else:
+            b_after, b_before = shifted(b_g, 1, M, C), shifted(b_g, -1, M, C)
+            b_dx = tl.dot(b_g, b_w1, input_precision=PRECISION)
+            b_dx = tl.dot(b_after, b_w0, b_dx, input_precision=PRECISION)
+            b_dx = tl.dot(b_before, b_w2, b_dx, input_precision=PRECISION)
+            b_grad0 = tl.dot(tl.trans(b_h), b_after, b_grad0, input_precision=PRECISION)
+            b_grad1 = tl.dot(tl.trans(b_h), b_g, b_grad1, input_precision=PRECISION)
+            b_grad2 = tl.dot(tl.trans(b_h), b_before, b_grad2, input_precision=PRECISION)
+        if ACTIVE:
+            b_dx *= b_dsilu
+            b_scales += b_dx * b_x
+            b_shifts += b_dx
+            b_dx *= b_scale
+        tl.store(p_grad_x + o_t, b_dx.to(dtype))
+    p_found = p_weights + tl.program_id(0).to(tl.int64) * ((2 if MIX else 3) * C * C) + o_w
+    tl.store(p_found, b_grad0)
+    tl.store(p_found + C * C, b_grad1)
+    p_sum = p_sums + tl.program_id(0).to(tl.int64) * (4 * C) + o_c
+    if ACTIVE:
+        tl.store(p_sum, tl.sum(b_scales, 0))
+        tl.store(p_sum + C, tl.sum(b_shifts, 0))
+    if MIX:
+        tl.store(p_sum + 2 * C, tl.sum(b_skip_scales, 0))
+        tl.store(p_sum + 3 * C, tl.sum(b_skip_shifts, 0))
+    else:
+        tl.store(p_found + 2 * C * C, b_grad2)
+
+
+def launch_band_convolution_backward(
+    grad: Tensor,
+    moments: Tensor,
+    y: Tensor,
+    x: Tensor,
+    affine: Tensor | None,
+    weight: Tensor,
+    skip: Tensor | None,
+    skip_affine: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of x, of the weight and, where they were given, of affine, skip and skip_affine; float32 but for x and
+    skip. moments: (2, C), slope and offset of what the gradient of the moments adds to ``grad``."""
+    x, grad, y = x.contiguous(), grad.contiguous(), y.contiguous()
+    (batch, length, bands, channels), mix, active = x.shape, skip is not None, affine is not None
+    frames = batch * length
+    programs = programs_of(frames, x.device)
+    matrices = matrices_of(weight, x.dtype)
+    grad_x = torch.empty_like(x)
+    grad_skip = torch.empty_like(x) if mix else grad_x
+    weights = torch.empty(programs, *matrices.shape, dtype=torch.float32, device=x.device)
+    sums = torch.empty(programs, 4, channels, dtype=torch.float32, device=x.device)
+
+    def cost() -> Cost:
+        moved = size(grad, y, x, grad_x, weights, sums) + (size(skip, grad_skip) if skip is not None else 0)
+        flop = 4 * frames * bands * weight.numel()
+        l2 = moved + programs * size(matrices)
+        return Cost((frames / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(matrices))
+
+    launch(
+        band_convolution_backward_kernel,
+        programs,
+        cost,
+        num_warps=4,
+        num_stages=1,
+        p_grad=grad,
+        p_y=y,
+        p_moments=moments,
+        p_x=x,
+        p_affine=moments if affine is None else affine.contiguous(),
+        p_skip=x if skip is None else skip.contiguous(),
+        p_skip_affine=moments if skip_affine is None else skip_affine.contiguous(),
+        p_weight=matrices,
+        p_grad_x=grad_x,
+        p_grad_skip=grad_skip,
+        p_weights=weights,
+        p_sums=sums,
+        frames=frames,
+        programs=programs,
+        M=bands,
+        C=channels,
+        ACTIVE=active,
+        MIX=mix,
+        PRECISION=dot_precision(x),
+    )
+    found = weights.sum(0).view(weight.shape[2], -1, channels).permute(2, 1, 0).contiguous()
+    of_affine, of_skip = (row.clone() for row in sums.sum(0).view(2, 2, channels))  # an operator gives no views
+    return [grad_x, found, *([of_affine] if active else []), *([grad_skip, of_skip] if mix else [])]
+
+
+def _shapes(
+    grad: Tensor,
+    moments: Tensor,
+    y: Tensor,
+    x: Tensor,
+    affine: Tensor | None,
+    weight: Tensor,
+    skip: Tensor | None,
+    skip_affine: Tensor | None,
+) -> list[Tensor]:
+    of_skip = [] if skip is None else [like(x), torch.empty_like(moments)]
+    return [like(x), single(weight), *([] if affine is None else [torch.empty_like(moments)]), *of_skip]
+
+
+band_convolution_backward = operator("band_convolution_backward", launch_band_convolution_backward, _shapes)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    y, mean, _ = output
+    ctx.save_for_backward(y, mean, *inputs)
+
+
+def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+    y, mean, x, affine, weight, skip, skip_affine = ctx.saved_tensors
+    count = y.numel() // y.shape[3]
+    slope = 2 / count * grad_var
+    moments = torch.stack([slope, grad_mean / count - slope * mean])
+    grad_x, grad_weight, *rest = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine)
+    grad_affine = None if affine is None else rest.pop(0).to(affine.dtype)
+    grad_skip, grad_skip_affine = rest or (None, None)
+    if skip_affine is not None:
+        grad_skip_affine = grad_skip_affine.to(skip_affine.dtype)
+    return grad_x, grad_affine, grad_weight.to(weight.dtype), grad_skip, grad_skip_affine
+
+
+band_convolution_operator.register_autograd(_gradient, setup_context=_keep)
