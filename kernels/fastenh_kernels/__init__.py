@@ -19,6 +19,7 @@ from fastenh_kernels.operations.compressed_mask import compressed_mask as compre
 from fastenh_kernels.operations.decoder_taps import decoder_taps as decoder_taps
 from fastenh_kernels.operations.encoder_conv import encoder_conv as encoder_conv
 from fastenh_kernels.operations.encoder_front import encoder_front as encoder_front
+from fastenh_kernels.operations.front_convolution import front_convolution as front_convolution
 from fastenh_kernels.operations.mask_head import mask_head as mask_head
 from fastenh_kernels.operations.norm_taps import norm_taps as norm_taps
 from fastenh_kernels.operations.upsampled_moments import upsampled_moments as upsampled_moments

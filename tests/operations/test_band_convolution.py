@@ -55,7 +55,7 @@ def test_gradient_of_the_reference(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("frames", "bands", "channels"), [(1, 64, 32), (3, 16, 64), (9, 32, 16)])
+@pytest.mark.parametrize(("frames", "bands", "channels"), [(1, 64, 32), (3, 16, 32), (9, 32, 16)])
 def test_kernel_and_gradient(target, kind, frames, bands, channels):
     given = arguments(kind, frames, bands, channels)
     kernel, plain = (joined(f("band_convolution")) for f in (kernel_of, reference_of))
@@ -94,7 +94,7 @@ def test_gradient_is_the_same_bits_again(interpreted, kind):
     twice(kernel_of("band_convolution"), given, [place for place, a in enumerate(given) if a is not None])
 
 
-@pytest.mark.parametrize(("bands", "channels"), [(64, 24), (48, 32), (64, 128)])
+@pytest.mark.parametrize(("bands", "channels"), [(64, 24), (48, 32), (64, 64)])
 def test_what_the_kernel_does_not_serve_goes_to_the_reference(interpreted, bands, channels):
     operation, given = OPERATIONS["band_convolution"], arguments("mix", 2, bands, channels)
     assert "the kernel takes" in operation.serves(*given)

@@ -10,7 +10,6 @@ from fastenh_kernels.examples import DPT_COMPLEX, Inputs
 from fastenh_kernels.operation import Example, Operation, wide_values
 from fastenh_kernels.operations.band_convolution import reference
 
-_SIZES = (16, 32, 64)
 
 
 def band_convolution(
@@ -27,17 +26,12 @@ def band_convolution(
     return OPERATION(x, affine, weight, skip, skip_affine)
 
 
-def on_kernels(x: Tensor, weight: Tensor) -> bool:
-    """Whether kernels run for ``band_convolution`` of x."""
-    return OPERATION.pick(x, None, weight, None, None) not in (OPERATION.reference, OPERATION.cpu)
-
-
 def _serves(
     x: Tensor, affine: Tensor | None, weight: Tensor, skip: Tensor | None = None, skip_affine: Tensor | None = None
 ) -> str:
     bands, channels = x.shape[2:]
-    if bands not in _SIZES or channels not in _SIZES:
-        return f"{bands} bands of {channels} channels: the kernel takes 16, 32 or 64 of both"
+    if bands not in (16, 32, 64) or channels not in (16, 32):
+        return f"{bands} bands of {channels} channels: the kernel takes 16, 32 or 64 of 16 or 32"
     wanted = (channels, channels, 3) if skip is None else (channels, 2 * channels, 1)
     if weight.shape != wanted:
         return f"a weight of {tuple(weight.shape)}: the kernel takes {wanted}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,11 +19,10 @@ from torch import Tensor
 from fastenh_kernels.operations.band_convolution.forward import (
     affine_of,
     band_convolution_operator,
-    matrices_of,
     programs_of,
 )
 from fastenh_kernels.shared.bands import shifted
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
 from fastenh_kernels.shared.operators import like, operator, single
 
 
@@ -33,6 +33,22 @@ def silu_with_slope(b_z):
     b_gate = b_root * b_root
     b_silu = b_z * b_gate
     return b_silu, b_gate + b_silu * (1.0 - b_gate)
+
+
+@triton.jit
+def through_silu(p_x, b_dh, b_scale, b_shift):
+    """[M, C] silu(z) of z = x * scale + shift in the dtype of x, the gradient of z from that of silu(z), and its
+    product with x."""
+    b_x = tl.load(p_x).to(tl.float32)
+    b_h, b_slope = silu_with_slope(b_x * b_scale + b_shift)
+    b_dz = b_dh * b_slope
+    return b_h.to(p_x.dtype.element_ty), b_dz, b_dz * b_x
+
+
+@triton.jit
+def by_halves(b_x, M: tl.constexpr, C: tl.constexpr):
+    """[M // 2, C] of [M, C]: sums of two rows, which one thread holds where it loaded them."""
+    return tl.sum(tl.reshape(b_x, (2, M // 2, C)), 0)
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -60,54 +76,50 @@ def band_convolution_backward_kernel(
     dtype = p_x.dtype.element_ty
     o_c = tl.arange(0, C)
     o_x = tl.arange(0, M)[:, None] * C + o_c[None, :]
-    o_w = o_c[:, None] * C + o_c[None, :]
-    b_w0, b_w1 = tl.trans(tl.load(p_weight + o_w)), tl.trans(tl.load(p_weight + C * C + o_w))  # [to, from]
     b_slope, b_offset = affine_of(p_moments, C)
-    b_grad0, b_grad1, b_grad2 = (tl.zeros([C, C], tl.float32),) * 3
-    b_scales, b_shifts, b_skip_scales, b_skip_shifts = (tl.zeros([M, C], tl.float32),) * 4
+    b_scales, b_shifts, b_skip_scales, b_skip_shifts = (tl.zeros([M // 2, C], tl.float32),) * 4
     if ACTIVE:
         b_scale, b_shift = affine_of(p_affine, C)
     if MIX:
         b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
+        o_w = o_c[:, None] * (2 * C) + o_c[None, :]
+        b_skip_w = tl.load(p_weight + C + o_w)
+        b_weights = tl.zeros([2 * C, C], tl.float32)
     else:
-        b_w2 = tl.trans(tl.load(p_weight + 2 * C * C + o_w))
+        o_w = tl.arange(0, 4 * C)[:, None] * C + o_c[None, :]
+        b_weights = tl.zeros([4 * C, C], tl.float32)
+    b_w = tl.load(p_weight + o_w)
     for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
         o_t = t * (M * C) + o_x
         b_g = tl.load(p_grad + o_t).to(tl.float32) + tl.load(p_y + o_t).to(tl.float32) * b_slope + b_offset
-        b_g = b_g.to(dtype)
-        b_x = tl.load(p_x + o_t)
-        b_h = b_x
-        if ACTIVE:
-            b_x = b_x.to(tl.float32)
-            b_h, b_dsilu = silu_with_slope(b_x * b_scale + b_shift)
-            b_h = b_h.to(dtype)
         if MIX:
-            b_dx = tl.dot(b_g, b_w0, input_precision=PRECISION)
-            b_grad0 = tl.dot(tl.trans(b_h), b_g, b_grad0, input_precision=PRECISION)
-            b_skip = tl.load(p_skip + o_t).to(tl.float32)
-            b_h, b_dskip = silu_with_slope(b_skip * b_skip_scale + b_skip_shift)
-            b_dskip *= tl.dot(b_g, b_w1, input_precision=PRECISION)
-            b_grad1 = tl.dot(tl.trans(b_h.to(dtype)), b_g, b_grad1, input_precision=PRECISION)
-            b_skip_scales += b_dskip * b_skip
-            b_skip_shifts += b_dskip
-            tl.store(p_grad_skip + o_t, (b_dskip * b_skip_scale).to(dtype))
+            b_g = b_g.to(dtype)
+            b_dh = tl.dot(b_g, b_skip_w, input_precision=PRECISION)
+            b_other, b_dz, b_dzx = through_silu(p_skip + o_t, b_dh, b_skip_scale, b_skip_shift)
+            b_skip_scales += by_halves(b_dzx, M, C)
+            b_skip_shifts += by_halves(b_dz, M, C)
+            tl.store(p_grad_skip + o_t, (b_dz * b_skip_scale).to(dtype))
+            b_dh = tl.dot(b_g, b_w, input_precision=PRECISION)
         else:
-            b_after, b_before = shifted(b_g, 1, M, C), shifted(b_g, -1, M, C)
-            b_dx = tl.dot(b_g, b_w1, input_precision=PRECISION)
-            b_dx = tl.dot(b_after, b_w0, b_dx, input_precision=PRECISION)
-            b_dx = tl.dot(b_before, b_w2, b_dx, input_precision=PRECISION)
-            b_grad0 = tl.dot(tl.trans(b_h), b_after, b_grad0, input_precision=PRECISION)
-            b_grad1 = tl.dot(tl.trans(b_h), b_g, b_grad1, input_precision=PRECISION)
-            b_grad2 = tl.dot(tl.trans(b_h), b_before, b_grad2, input_precision=PRECISION)
+            b_taps = tl.join(shifted(b_g, 1, M, C).to(dtype), shifted(b_g, -1, M, C).to(dtype))
+            b_g = b_g.to(dtype)
+            b_taps = tl.reshape(tl.join(b_taps, tl.join(b_g, tl.zeros_like(b_g))), (M, 4 * C))  # taps side by side
+            b_dh = tl.dot(b_taps, b_w, input_precision=PRECISION)
         if ACTIVE:
-            b_dx *= b_dsilu
-            b_scales += b_dx * b_x
-            b_shifts += b_dx
-            b_dx *= b_scale
-        tl.store(p_grad_x + o_t, b_dx.to(dtype))
-    p_found = p_weights + tl.program_id(0).to(tl.int64) * ((2 if MIX else 3) * C * C) + o_w
-    tl.store(p_found, b_grad0)
-    tl.store(p_found + C * C, b_grad1)
+            b_h, b_dz, b_dzx = through_silu(p_x + o_t, b_dh, b_scale, b_shift)
+            b_scales += by_halves(b_dzx, M, C)
+            b_shifts += by_halves(b_dz, M, C)
+            tl.store(p_grad_x + o_t, (b_dz * b_scale).to(dtype))
+        else:
+            b_h = tl.load(p_x + o_t)
+            tl.store(p_grad_x + o_t, b_dh.to(dtype))
+        if MIX:
+            b_rows = tl.reshape(tl.join(b_h, b_other), (M, 2 * C))
+            b_weights = tl.dot(tl.trans(b_rows), b_g, b_weights, input_precision=PRECISION)
+        else:
+            b_weights = tl.dot(tl.trans(b_taps), b_h, b_weights, input_precision=PRECISION)
+    o_found = tl.arange(0, (2 if MIX else 4) * C)[:, None] * C + o_c[None, :]
+    tl.store(p_weights + tl.program_id(0).to(tl.int64) * ((2 if MIX else 4) * C * C) + o_found, b_weights)
     p_sum = p_sums + tl.program_id(0).to(tl.int64) * (4 * C) + o_c
     if ACTIVE:
         tl.store(p_sum, tl.sum(b_scales, 0))
@@ -115,8 +127,6 @@ def band_convolution_backward_kernel(
     if MIX:
         tl.store(p_sum + 2 * C, tl.sum(b_skip_scales, 0))
         tl.store(p_sum + 3 * C, tl.sum(b_skip_shifts, 0))
-    else:
-        tl.store(p_found + 2 * C * C, b_grad2)
 
 
 def launch_band_convolution_backward(
@@ -133,17 +143,18 @@ def launch_band_convolution_backward(
     skip. moments: (2, C), slope and offset of what the gradient of the moments adds to ``grad``."""
     x, grad, y = x.contiguous(), grad.contiguous(), y.contiguous()
     (batch, length, bands, channels), mix, active = x.shape, skip is not None, affine is not None
-    frames = batch * length
+    tile, warps = (bands, 4) if warpgroups(x.device) else (min(bands, 32) if mix else bands, 8)
+    frames = batch * length * (bands // tile)  # a mix knows no neighbours: elsewhere it takes fewer rows at a time
     programs = programs_of(frames, x.device)
-    matrices = matrices_of(weight, x.dtype)
+    matrices = _side_by_side(weight).to(x.dtype).contiguous()
     grad_x = torch.empty_like(x)
     grad_skip = torch.empty_like(x) if mix else grad_x
-    weights = torch.empty(programs, *matrices.shape, dtype=torch.float32, device=x.device)
+    weights = torch.empty(programs, 2 * channels if mix else 4 * channels, channels, dtype=torch.float32, device=x.device)
     sums = torch.empty(programs, 4, channels, dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
         moved = size(grad, y, x, grad_x, weights, sums) + (size(skip, grad_skip) if skip is not None else 0)
-        flop = 4 * frames * bands * weight.numel()
+        flop = 4 * frames * tile * weight.numel()
         l2 = moved + programs * size(matrices)
         return Cost((frames / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(matrices))
 
@@ -151,7 +162,7 @@ def launch_band_convolution_backward(
         band_convolution_backward_kernel,
         programs,
         cost,
-        num_warps=4,
+        num_warps=warps,
         num_stages=1,
         p_grad=grad,
         p_y=y,
@@ -167,15 +178,23 @@ def launch_band_convolution_backward(
         p_sums=sums,
         frames=frames,
         programs=programs,
-        M=bands,
+        M=tile,
         C=channels,
         ACTIVE=active,
         MIX=mix,
         PRECISION=dot_precision(x),
     )
-    found = weights.sum(0).view(weight.shape[2], -1, channels).permute(2, 1, 0).contiguous()
+    found = weights.sum(0).view(channels, -1, channels)
+    found = found.transpose(0, 2).reshape(channels, -1, 1) if mix else found[:, :3].transpose(1, 2)
     of_affine, of_skip = (row.clone() for row in sums.sum(0).view(2, 2, channels))  # an operator gives no views
-    return [grad_x, found, *([of_affine] if active else []), *([grad_skip, of_skip] if mix else [])]
+    return [grad_x, found.contiguous(), *([of_affine] if active else []), *([grad_skip, of_skip] if mix else [])]
+
+
+def _side_by_side(weight: Tensor) -> Tensor:
+    """(C, C, 3) -> (C, 4, C), to each channel by the taps and a column of zeros; (C, 2C, 1) -> (C, 2C)."""
+    if weight.shape[2] == 1:
+        return weight.squeeze(2)
+    return F.pad(weight, (0, 1)).transpose(1, 2)
 
 
 def _shapes(
@@ -200,11 +219,16 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(y, mean, *inputs)
 
 
+def gradient_of_moments(y: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
+    """(2, C), slope and offset of what the gradient of the moments adds to that of y."""
+    count = max(1, y.numel() // y.shape[3])
+    slope = 2 / count * grad_var
+    return torch.stack([slope, grad_mean / count - slope * mean])
+
+
 def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
     y, mean, x, affine, weight, skip, skip_affine = ctx.saved_tensors
-    count = y.numel() // y.shape[3]
-    slope = 2 / count * grad_var
-    moments = torch.stack([slope, grad_mean / count - slope * mean])
+    moments = gradient_of_moments(y, mean, grad_mean, grad_var)
     grad_x, grad_weight, *rest = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine)
     grad_affine = None if affine is None else rest.pop(0).to(affine.dtype)
     grad_skip, grad_skip_affine = rest or (None, None)

@@ -1,7 +1,7 @@
 """A convolution within a frame that normalises what it reads, and parts of the moments of what it gives.
 
-A program takes frame after frame. Its part of the moments, per channel: how many values, their mean, and the sum of
-their squared deviations, found as sums of what lies above the value of its first frame (``upsampled_moments``).
+A program takes frame after frame, and leaves a part of the moments (``shared/moments.py``) that is put together with
+the others as ``upsampled_moments`` does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from fastenh_kernels.operations.upsampled_moments.forward import combined_moments
 from fastenh_kernels.shared.bands import shifted, silu
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.moments import store_moments
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
@@ -60,16 +61,16 @@ def band_convolution_kernel(
     for t in tl.range(first, frames, programs):
         b_x = tl.load(p_x + t * (M * C) + o_x)
         if ACTIVE:
-            b_x = silu(b_x.to(tl.float32) * b_scale + b_shift).to(dtype)
+            b_x = silu(b_x.to(tl.float32) * b_scale + b_shift)
         if MIX:
             b_skip = tl.load(p_skip + t * (M * C) + o_x).to(tl.float32)
             b_skip = silu(b_skip * b_skip_scale + b_skip_shift).to(dtype)
-            b_y = tl.dot(b_x, b_w0, input_precision=PRECISION)
+            b_y = tl.dot(b_x.to(dtype), b_w0, input_precision=PRECISION)
             b_y = tl.dot(b_skip, b_w1, b_y, input_precision=PRECISION)
         else:
-            b_y = tl.dot(b_x, b_w1, input_precision=PRECISION)
-            b_y = tl.dot(shifted(b_x, -1, M, C), b_w0, b_y, input_precision=PRECISION)
-            b_y = tl.dot(shifted(b_x, 1, M, C), b_w2, b_y, input_precision=PRECISION)
+            b_y = tl.dot(b_x.to(dtype), b_w1, input_precision=PRECISION)
+            b_y = tl.dot(shifted(b_x, -1, M, C).to(dtype), b_w0, b_y, input_precision=PRECISION)
+            b_y = tl.dot(shifted(b_x, 1, M, C).to(dtype), b_w2, b_y, input_precision=PRECISION)
         b_y = b_y.to(dtype)
         tl.store(p_y + t * (M * C) + o_x, b_y)
         b_y = b_y.to(tl.float32)  # moments of what is stored, since that is normalised
@@ -78,14 +79,7 @@ def band_convolution_kernel(
         b_sum += b_y
         b_square += b_y * b_y
     count = ((frames - first + programs - 1) // programs).to(tl.float32)
-    b_square -= b_sum * b_sum / count
-    b_mean = b_first + b_sum / count
-    b_all = tl.sum(b_mean, 0) / M  # [C]
-    b_mean -= b_all[None, :]
-    p_part = p_parts + first * (2 * C + 1)
-    tl.store(p_part + o_c, b_all)
-    tl.store(p_part + C + o_c, tl.sum(b_square + count * b_mean * b_mean, 0))
-    tl.store(p_part + 2 * C, count * M)
+    store_moments(p_parts + first * (2 * C + 1), b_first, b_sum, b_square, count, M, C)
 
 
 def launch_band_convolution(
