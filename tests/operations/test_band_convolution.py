@@ -68,7 +68,7 @@ def test_programs_that_take_several_frames(target, monkeypatch):
     from fastenh_kernels.operations.band_convolution import backward, forward
 
     for module in (forward, backward):
-        monkeypatch.setattr(module, "programs_of", lambda frames, device: 3)
+        monkeypatch.setattr(module, "parts_of", lambda *_: 3)
     given = arguments("mix", 5)
     check(joined(kernel), joined(reference_of("band_convolution")), given, target)
     check_gradients(kernel, reference_of("band_convolution"), given, target)

@@ -19,10 +19,9 @@ from torch import Tensor
 from fastenh_kernels.operations.band_convolution.forward import (
     affine_of,
     band_convolution_operator,
-    programs_of,
 )
 from fastenh_kernels.shared.bands import shifted
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, warpgroups
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.operators import like, operator, single
 
 
@@ -145,7 +144,7 @@ def launch_band_convolution_backward(
     (batch, length, bands, channels), mix, active = x.shape, skip is not None, affine is not None
     tile, warps = (bands, 4) if warpgroups(x.device) else (min(bands, 32) if mix else bands, 8)
     frames = batch * length * (bands // tile)  # a mix knows no neighbours: elsewhere it takes fewer rows at a time
-    programs = programs_of(frames, x.device)
+    programs = min(frames, parts_of(frames, 1, x.device))
     matrices = _side_by_side(weight).to(x.dtype).contiguous()
     grad_x = torch.empty_like(x)
     grad_skip = torch.empty_like(x) if mix else grad_x

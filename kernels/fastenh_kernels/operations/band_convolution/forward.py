@@ -13,13 +13,10 @@ from torch import Tensor
 
 from fastenh_kernels.operations.upsampled_moments.forward import combined_moments
 from fastenh_kernels.shared.bands import shifted, silu
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 from fastenh_kernels.shared.moments import store_moments
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
-
-_LEAST_FRAMES = 4  # of a program where there are few: what programs leave must be read again
-
 
 @triton.jit
 def affine_of(p_affine, C: tl.constexpr):
@@ -90,7 +87,7 @@ def launch_band_convolution(
     y = torch.empty_like(x)
     batch, length, bands, channels = x.shape
     frames = batch * length
-    programs = programs_of(frames, x.device)
+    programs = min(frames, parts_of(frames, 1, x.device))
     matrices = matrices_of(weight, x.dtype)
     parts = torch.empty(programs, 2 * channels + 1, dtype=torch.float32, device=x.device)
 
@@ -129,12 +126,6 @@ def matrices_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """(C, C, 3) or (C, 2C, 1) -> (3 or 2, C, C): from channel, to channel."""
     channels = weight.shape[0]
     return weight.permute(2, 1, 0).to(dtype).contiguous().view(-1, channels, channels)
-
-
-def programs_of(frames: int, device: torch.device) -> int:
-    """Two an SM, or one where there are few frames."""
-    sms = processors(device)
-    return min(frames, 2 * sms if frames >= 2 * _LEAST_FRAMES * sms else sms)
 
 
 def _shapes(x: Tensor, affine: Tensor | None, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
