@@ -229,8 +229,7 @@ class Late(NamedTuple):
     def activated(self) -> Tensor:
         """Normalised and activated."""
         assert self.affine is not None
-        scale, shift = self.affine.to(self.rows.dtype)
-        return F.silu(torch.addcmul(shift, self.rows, scale))
+        return fastenh_kernels.affine_silu(self.rows, self.affine)
 
 
 class FrequencyConv(nn.Module):

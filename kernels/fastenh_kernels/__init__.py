@@ -7,6 +7,7 @@ Needs torch; Triton where there is one.
 
 from fastenh_kernels.backend import BackendError as BackendError
 from fastenh_kernels.backend import use_backend as use_backend
+from fastenh_kernels.operations.affine_silu import affine_silu as affine_silu
 from fastenh_kernels.operations.axis_attention import axis_attention as axis_attention
 from fastenh_kernels.operations.axis_layer import AxisLayerWeights as AxisLayerWeights
 from fastenh_kernels.operations.axis_layer import axis_layer as axis_layer

@@ -17,21 +17,12 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.band_convolution.forward import (
-    affine_of,
     band_convolution_operator,
 )
-from fastenh_kernels.shared.bands import shifted
+from fastenh_kernels.shared.bands import shifted, silu_with_slope
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
+from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import like, operator, single
-
-
-@triton.jit
-def silu_with_slope(b_z):
-    """SiLU and its derivative."""
-    b_root = tl.rsqrt(1.0 + tl.exp2(b_z * -1.4426950408889634))
-    b_gate = b_root * b_root
-    b_silu = b_z * b_gate
-    return b_silu, b_gate + b_silu * (1.0 - b_gate)
 
 
 @triton.jit

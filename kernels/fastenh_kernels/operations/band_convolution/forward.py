@@ -15,15 +15,8 @@ from fastenh_kernels.operations.upsampled_moments.forward import combined_moment
 from fastenh_kernels.shared.bands import shifted, silu
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 from fastenh_kernels.shared.moments import store_moments
-from fastenh_kernels.shared.norm import row_of
+from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
-
-@triton.jit
-def affine_of(p_affine, C: tl.constexpr):
-    """Scale and shift, [1, C] float32 each."""
-    o_c = tl.arange(0, C)
-    return row_of(p_affine, o_c), row_of(p_affine + C, o_c)
-
 
 @triton.jit(do_not_specialize=["frames", "programs"])
 def band_convolution_kernel(

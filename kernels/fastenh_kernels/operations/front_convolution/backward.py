@@ -11,11 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.band_convolution.backward import gradient_of_moments
-from fastenh_kernels.operations.band_convolution.forward import affine_of
 from fastenh_kernels.operations.compressed_front.forward import features_of
 from fastenh_kernels.operations.front_convolution.forward import BANDS, front_convolution_operator, pairs_of
 from fastenh_kernels.shared.compression import EPS
 from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
+from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import operator, single
 
 
