@@ -40,8 +40,9 @@ FORWARD: dict[str, list[Case]] = {
 TRAINING: dict[str, list[Case]] = {
     "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS,
             ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", "")],
-    "dpt_complex": [("front_convolution", ""), *[("band_convolution", "three bands")] * 2,
-                    ("affine_silu", ""), *_NARROW, *_MIXES, ("affine_silu", "")],  # maps to and from the bands and the mask are PyTorch's
+    # maps to and from the bands, and the mask, are PyTorch's
+    "dpt_complex": [("front_convolution", ""), ("band_convolution", "three bands"), ("band_convolution", "three bands"),
+                    ("affine_silu", ""), *_NARROW, *_MIXES, ("affine_silu", "")],
 }  # fmt: skip
 
 

@@ -45,6 +45,9 @@ class DPTComplex(nn.Module):
     """
 
     layers: Any  # a ModuleList, which promises no more than modules, of TimeLayer and AxisLayer in turn
+    encoder: Any  # likewise, of FrequencyConv, as the next two
+    decoder: Any
+    mix: Any
 
     def __init__(self, config: DPTComplexConfig) -> None:
         super().__init__()

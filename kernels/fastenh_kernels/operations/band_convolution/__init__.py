@@ -11,7 +11,6 @@ from fastenh_kernels.operation import Example, Operation, wide_values
 from fastenh_kernels.operations.band_convolution import reference
 
 
-
 def band_convolution(
     x: Tensor, affine: Tensor | None, weight: Tensor, skip: Tensor | None = None, skip_affine: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

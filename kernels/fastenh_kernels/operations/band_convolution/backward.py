@@ -22,7 +22,7 @@ from fastenh_kernels.operations.band_convolution.forward import (
 from fastenh_kernels.shared.bands import shifted, silu_with_slope
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import like, operator, single
+from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 
 
 @triton.jit
@@ -139,7 +139,9 @@ def launch_band_convolution_backward(
     matrices = _side_by_side(weight).to(x.dtype).contiguous()
     grad_x = torch.empty_like(x)
     grad_skip = torch.empty_like(x) if mix else grad_x
-    weights = torch.empty(programs, 2 * channels if mix else 4 * channels, channels, dtype=torch.float32, device=x.device)
+    weights = torch.empty(
+        programs, 2 * channels if mix else 4 * channels, channels, dtype=torch.float32, device=x.device
+    )
     sums = torch.empty(programs, 4, channels, dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
@@ -219,12 +221,11 @@ def gradient_of_moments(y: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Te
 def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
     y, mean, x, affine, weight, skip, skip_affine = ctx.saved_tensors
     moments = gradient_of_moments(y, mean, grad_mean, grad_var)
-    grad_x, grad_weight, *rest = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine)
-    grad_affine = None if affine is None else rest.pop(0).to(affine.dtype)
-    grad_skip, grad_skip_affine = rest or (None, None)
-    if skip_affine is not None:
-        grad_skip_affine = grad_skip_affine.to(skip_affine.dtype)
-    return grad_x, grad_affine, grad_weight.to(weight.dtype), grad_skip, grad_skip_affine
+    found = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine)
+    inputs = (x, weight, affine, skip, skip_affine)
+    gradients = iter(as_dtypes_of(found, [tensor for tensor in inputs if tensor is not None]))
+    of_x, of_weight, *others = (tensor if tensor is None else next(gradients) for tensor in inputs)
+    return of_x, others[0], of_weight, *others[1:]
 
 
 band_convolution_operator.register_autograd(_gradient, setup_context=_keep)

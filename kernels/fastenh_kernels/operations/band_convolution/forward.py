@@ -18,6 +18,7 @@ from fastenh_kernels.shared.moments import store_moments
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
+
 @triton.jit(do_not_specialize=["frames", "programs"])
 def band_convolution_kernel(
     p_x,  # (frames, M, C), contiguous
@@ -133,6 +134,4 @@ def band_convolution(
     x: Tensor, affine: Tensor | None, weight: Tensor, skip: Tensor | None = None, skip_affine: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = autocast_dtype(x)
-    return band_convolution_operator(
-        x.to(dtype), affine, weight, skip if skip is None else skip.to(dtype), skip_affine
-    )
+    return band_convolution_operator(x.to(dtype), affine, weight, skip if skip is None else skip.to(dtype), skip_affine)

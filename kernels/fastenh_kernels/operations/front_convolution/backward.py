@@ -1,5 +1,5 @@
-"""The gradient of the weight of ``front_convolution``: the same walk along time, the features of three frames times what
-came back. The gradient of the moments is added to that as it is read, as in ``band_convolution``."""
+"""The gradient of the weight of ``front_convolution``: the same walk along time, the features of three frames times
+what came back. The gradient of the moments is added to that as it is read, as in ``band_convolution``."""
 
 from __future__ import annotations
 
