@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fastenh_kernels.operations.band_convolution.backward import gradient_of_moments
 from fastenh_kernels.operations.compressed_front.forward import features_of
-from fastenh_kernels.operations.front_convolution.forward import BANDS, front_convolution_operator, pairs_of
+from fastenh_kernels.operations.front_convolution.forward import BANDS, chunks_of, front_convolution_operator, pairs_of
 from fastenh_kernels.shared.compression import EPS
-from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import operator, single
 
@@ -63,8 +63,7 @@ def launch_front_convolution_backward(
     """Gradient of the weight, in float32. moments: as in ``band_convolution``."""
     batch, _, frames = spectrum.shape
     channels = weight.shape[0]
-    chunk = chunk_of(frames, batch, spectrum.device, least=4)
-    chunks = triton.cdiv(frames, chunk)
+    chunk, chunks = chunks_of(frames, batch, spectrum.device)
     weights = torch.empty(batch * chunks, 128, channels, dtype=torch.float32, device=grad.device)
 
     def cost() -> Cost:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastenh_kernels.operations.compressed_front.forward import features_of, front_matrix
 from fastenh_kernels.operations.upsampled_moments.forward import combined_moments
 from fastenh_kernels.shared.compression import EPS
-from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 from fastenh_kernels.shared.moments import store_moments
 from fastenh_kernels.shared.operators import autocast_dtype, operator
 
@@ -66,8 +66,7 @@ def launch_front_convolution(
     y, _, _ = _shapes(spectrum, weight, power, ahead, dtype)
     weight = weight.to(dtype).contiguous()
     batch, _, frames = spectrum.shape
-    chunk = chunk_of(frames, batch, spectrum.device, least=4)
-    chunks = triton.cdiv(frames, chunk)
+    chunk, chunks = chunks_of(frames, batch, spectrum.device)
     channels = weight.shape[0]
     parts = torch.empty(batch * chunks, 2 * channels + 1, dtype=torch.float32, device=y.device)
 
@@ -97,6 +96,12 @@ def launch_front_convolution(
     )
     means, squares, counts = parts.split([channels, channels, 1], 1)
     return y, *combined_moments(counts, means, squares)
+
+
+def chunks_of(frames: int, batch: int, device: torch.device) -> tuple[int, int]:
+    """Frames of a program and programs of a clip, no more in all than fill the device twice, or once for few frames."""
+    chunk = max(1, triton.cdiv(frames, max(1, parts_of(frames * batch, 1, device) // max(batch, 1))))
+    return chunk, triton.cdiv(frames, chunk)
 
 
 def pairs_of(spectrum: Tensor) -> Tensor:
