@@ -30,6 +30,7 @@ META = torch.device("meta")
 Case = tuple[str, str]  # the name of an operation and the label of one of its examples
 _LAYERS = [("axis_layer", f"dpt, {axis}") for axis in ("frequency", "time")] * 2
 _NARROW = [("norm_taps", ""), ("axis_layer", "dpt_complex, time"), ("axis_layer", "dpt_complex, frequency")] * 3
+_MIXES = [("band_convolution", label) for label in ("first mix", "three bands", "mix", "three bands", "mix")]
 FORWARD: dict[str, list[Case]] = {
     "dpt": [("encoder_front", "inference"), ("encoder_conv", "inference"), *_LAYERS,
             ("decoder_taps", ""), ("mask_head", "")],
@@ -39,7 +40,9 @@ FORWARD: dict[str, list[Case]] = {
 TRAINING: dict[str, list[Case]] = {
     "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS,
             ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", "")],
-    "dpt_complex": _NARROW,  # convolutions and their batch norms are PyTorch's
+    # maps to and from the bands, and the mask, are PyTorch's
+    "dpt_complex": [("front_convolution", ""), ("band_convolution", "three bands"), ("band_convolution", "three bands"),
+                    ("affine_silu", ""), *_NARROW, *_MIXES, ("affine_silu", "")],
 }  # fmt: skip
 
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastenh_kernels
+from fastenh.models.batch_norm import moments_of_all, processes, update_running
 from fastenh.models.blocks import AxisLayer, bias_of, fold_batch_norm
+from fastenh_kernels.operations import front_convolution
 from fastenh_kernels.operations.axis_attention import Axis
 from fastenh_kernels.shared.compression import compress
 
@@ -43,6 +45,9 @@ class DPTComplex(nn.Module):
     """
 
     layers: Any  # a ModuleList, which promises no more than modules, of TimeLayer and AxisLayer in turn
+    encoder: Any  # likewise, of FrequencyConv, as the next two
+    decoder: Any
+    mix: Any
 
     def __init__(self, config: DPTComplexConfig) -> None:
         super().__init__()
@@ -87,6 +92,15 @@ class DPTComplex(nn.Module):
         """Complex (B, 257, T) -> complex (B, 257, T)."""
         if not self.training:
             return enhance(spectrum, self.prepared(), self.plan)
+        if front_convolution.on_kernels(spectrum, self.front.weight):
+            x = self._normalised_late(spectrum)
+        else:
+            x = self._normalised(spectrum)
+        ahead, weight, bias = self.frames[1], self.head.weight, bias_of(self.head)
+        return fastenh_kernels.compressed_mask(x, weight, bias, spectrum, self.compression, ahead)
+
+    def _normalised(self, spectrum: Tensor) -> Tensor:
+        """(B, T, F, C) for the mask, by PyTorch's convolutions and batch norms."""
         compressed, magnitude = compress(spectrum[:, :-1], self.compression)
         x = F.pad(torch.cat([compressed, magnitude.unsqueeze(-1)], -1), (0, 0, 0, 0, *self.frames))
         x = F.silu(normalise(self.front_norm, convolve(self.front, x)))
@@ -94,15 +108,30 @@ class DPTComplex(nn.Module):
         for convolution in self.encoder:
             x = convolution(x)
             skips.append(x)
-        y = self.enter(torch.matmul(self.to_bands, x)) + self.positions
-        for layer in self.layers:
-            y = layer(y)
-        x = torch.matmul(self.from_bands, self.leave(y))
+        x = self._dual_path(x, self.positions)
         for mix, convolution in zip(self.mix, self.decoder, strict=False):
             x = convolution(mix(torch.cat([x, skips.pop()], -1)))
-        x = self.mix[-1](torch.cat([x, skips.pop()], -1))
-        ahead, weight, bias = self.frames[1], self.head.weight, bias_of(self.head)
-        return fastenh_kernels.compressed_mask(x, weight, bias, spectrum, self.compression, ahead)
+        return self.mix[-1](torch.cat([x, skips.pop()], -1))
+
+    def _normalised_late(self, spectrum: Tensor) -> Tensor:
+        """The same where kernels normalise what they read, so that nothing but the convolutions' results is stored."""
+        weight, compression = self.front.weight, self.compression
+        x = Late.of(self.front_norm, *fastenh_kernels.front_convolution(spectrum, weight, compression, self.frames[1]))
+        skips = [x]
+        for convolution in self.encoder:
+            x = convolution.late(x)
+            skips.append(x)
+        x = Late(self._dual_path(x.activated(), self.positions.to(x.rows.dtype)), None)
+        for mix, convolution in zip(self.mix, self.decoder, strict=False):
+            x = convolution.late(mix.late(x, skips.pop()))
+        return self.mix[-1].late(x, skips.pop()).activated()
+
+    def _dual_path(self, x: Tensor, positions: Tensor) -> Tensor:
+        """To fewer bands, through the layers, and back: (B, T, F, C) -> the same."""
+        y = self.enter(torch.matmul(self.to_bands, x)) + positions
+        for layer in self.layers:
+            y = layer(y)
+        return torch.matmul(self.from_bands, self.leave(y))
 
     def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPTComplex:
         """The same in evaluation, its weights prepared once."""
@@ -185,6 +214,27 @@ def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan
     return fastenh_kernels.compressed_mask(x, head, head_bias, spectrum, plan.compression, plan.ahead)
 
 
+class Late(NamedTuple):
+    """The result of a convolution, whose batch norm and SiLU wait for whoever reads it."""
+
+    rows: Tensor  # (B, T, F, C)
+    affine: Tensor | None  # (2, C), scale and shift of the batch norm; None where neither is to come
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d, rows: Tensor, mean: Tensor, var: Tensor) -> Late:
+        """By the moments of rows over all processes, which the running moments of ``norm`` follow."""
+        mean, var = moments_of_all(mean, var)
+        with torch.no_grad():
+            update_running(norm, mean, var, processes() * rows.numel() // rows.shape[-1])
+        scale = norm.weight * torch.rsqrt(var + norm.eps)
+        return cls(rows, torch.stack([scale, norm.bias - mean * scale]))
+
+    def activated(self) -> Tensor:
+        """Normalised and activated."""
+        assert self.affine is not None
+        return fastenh_kernels.affine_silu(self.rows, self.affine)
+
+
 class FrequencyConv(nn.Module):
     """Convolution over ``taps`` bands of each frame, batch norm, SiLU: (B, T, F, C) -> (B, T, F, C')."""
 
@@ -195,6 +245,11 @@ class FrequencyConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(normalise(self.norm, convolve(self.conv, x)))
+
+    def late(self, x: Late, skip: Late | None = None) -> Late:
+        """The same of rows that are normalised as they are read, the channels of ``skip`` behind those of x."""
+        weight, (rows, affine) = self.conv.weight.squeeze(-1), skip or (None, None)
+        return Late.of(self.norm, *fastenh_kernels.band_convolution(x.rows, x.affine, weight, rows, affine))
 
 
 class TimeLayer(nn.Module):

@@ -44,6 +44,15 @@ def silu(b_x, dtype: tl.constexpr):
 
 
 @triton.jit
+def silu_with_slope(b_z):
+    """SiLU and its derivative."""
+    b_root = tl.rsqrt(1.0 + tl.exp2(b_z * -1.4426950408889634))
+    b_gate = b_root * b_root
+    b_silu = b_z * b_gate
+    return b_silu, b_gate + b_silu * (1.0 - b_gate)
+
+
+@triton.jit
 def shifted(b_x, BY: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """Row m is row m + BY of [M, N], zeros from outside."""
     o = tl.arange(0, M) + BY

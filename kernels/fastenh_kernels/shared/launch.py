@@ -135,6 +135,13 @@ def chunk_of(length: int, tiles: int, device: torch.device, least: int = 8) -> i
     return max(least, triton.cdiv(length * tiles, 2 * processors(device)))
 
 
+def parts_of(tiles: int, blocks: int, device: torch.device) -> int:
+    """How many programs share ``tiles`` and leave a part of a sum each, ``blocks`` sums at a time: two programs an SM,
+    or one where each would have fewer than four tiles, for parts must be written and read again."""
+    parts = max(1, 2 * processors(device) // blocks)
+    return max(1, min(tiles, parts if tiles >= 4 * parts else processors(device) // blocks))
+
+
 def dot_precision(tensor: torch.Tensor) -> str:
     """How ``tl.dot`` multiplies float32: as TF32 where torch may, else by three TF32 products (close to float32)."""
     if tensor.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32:

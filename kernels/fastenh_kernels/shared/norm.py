@@ -15,6 +15,13 @@ def row_of(p, o):
 
 
 @triton.jit
+def affine_of(p_affine, C: tl.constexpr):
+    """Scale and shift, [1, C] float32 each."""
+    o_c = tl.arange(0, C)
+    return row_of(p_affine, o_c), row_of(p_affine + C, o_c)
+
+
+@triton.jit
 def normalise(b_x, b_weight, b_bias, C: tl.constexpr, EPS: tl.constexpr):
     """Layer norm of [M, C] float32 rows; weight and bias [1, C]."""
     b_x, _ = standardise(b_x, C, EPS)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
@@ -54,7 +54,7 @@ def launch_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     (rows, out), width = grad.shape, x.shape[1]
     m, p, warps, stages = (64, 128 if out % 128 == 0 else 64, 8, 3) if x.element_size() == 2 else (16, 64, 4, 1)
     tiles, blocks = triton.cdiv(rows, m), out // p
-    parts = max(1, min(tiles, 2 * processors(x.device) // blocks))
+    parts = parts_of(tiles, blocks, x.device)
     weight = torch.empty(parts, out, width, dtype=torch.float32, device=x.device)
     bias = torch.empty(parts, out, dtype=torch.float32, device=x.device)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, columns_of, has_descriptors, load_weights
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 
 
@@ -242,7 +242,7 @@ def launch_feed_forward_weights(
         n = 128 if hidden % 128 == 0 and warpgroups(normed.device) else 64
         m, warps, stages = 64, 8, 2
     tiles, blocks = triton.cdiv(rows, m), hidden // n
-    parts = max(1, min(tiles, 2 * processors(normed.device) // blocks))
+    parts = parts_of(tiles, blocks, normed.device)
     grad_up, grad_down = (torch.empty(parts, hidden, width, dtype=torch.float32, device=normed.device) for _ in "ud")
     grad_bias = torch.empty(parts, hidden, dtype=torch.float32, device=normed.device)
 

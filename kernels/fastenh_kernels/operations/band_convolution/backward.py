@@ -1,0 +1,231 @@
+"""The gradients of ``band_convolution``: of the rows, of their scale and shift, and of the weight, in one launch.
+
+The gradient of the moments reaches the result as ``offset + slope * y``, a number each for every channel, and is added
+to what came back as it is read. With h the activated rows and g that gradient, the gradient of h is the convolution
+of g with the weight turned round, and that of the weight h^T g: both take g and g moved by a band either way. Sums over
+frames are left by programs and added up at the end, so that two identical steps give equal bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.operations.band_convolution.forward import (
+    band_convolution_operator,
+)
+from fastenh_kernels.shared.bands import shifted, silu_with_slope
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
+from fastenh_kernels.shared.norm import affine_of
+from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
+
+
+@triton.jit
+def through_silu(p_x, b_dh, b_scale, b_shift):
+    """[M, C] silu(z) of z = x * scale + shift in the dtype of x, the gradient of z from that of silu(z), and its
+    product with x."""
+    b_x = tl.load(p_x).to(tl.float32)
+    b_h, b_slope = silu_with_slope(b_x * b_scale + b_shift)
+    b_dz = b_dh * b_slope
+    return b_h.to(p_x.dtype.element_ty), b_dz, b_dz * b_x
+
+
+@triton.jit
+def by_halves(b_x, M: tl.constexpr, C: tl.constexpr):
+    """[M // 2, C] of [M, C]: sums of two rows, which one thread holds where it loaded them."""
+    return tl.sum(tl.reshape(b_x, (2, M // 2, C)), 0)
+
+
+@triton.jit(do_not_specialize=["frames", "programs"])
+def band_convolution_backward_kernel(
+    p_grad,  # (frames, M, C), contiguous
+    p_y,  # as grad
+    p_moments,  # (2, C): slope and offset of the gradient of the moments
+    p_x,  # as grad
+    p_affine,  # (2, C)
+    p_skip,  # as grad
+    p_skip_affine,  # (2, C)
+    p_weight,  # (3, C, C): from channel, to channel; with MIX (2, C, C): for x and for the skip
+    p_grad_x,  # as grad
+    p_grad_skip,  # as grad
+    p_weights,  # (programs, 3 or 2, C, C), float32: from channel, to channel
+    p_sums,  # (programs, 4, C), float32: of the gradients of scale, shift, and those of the skip
+    frames,
+    programs,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    ACTIVE: tl.constexpr,
+    MIX: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    dtype = p_x.dtype.element_ty
+    o_c = tl.arange(0, C)
+    o_x = tl.arange(0, M)[:, None] * C + o_c[None, :]
+    b_slope, b_offset = affine_of(p_moments, C)
+    b_scales, b_shifts, b_skip_scales, b_skip_shifts = (tl.zeros([M // 2, C], tl.float32),) * 4
+    if ACTIVE:
+        b_scale, b_shift = affine_of(p_affine, C)
+    if MIX:
+        b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
+        o_w = o_c[:, None] * (2 * C) + o_c[None, :]
+        b_skip_w = tl.load(p_weight + C + o_w)
+        b_weights = tl.zeros([2 * C, C], tl.float32)
+    else:
+        o_w = tl.arange(0, 4 * C)[:, None] * C + o_c[None, :]
+        b_weights = tl.zeros([4 * C, C], tl.float32)
+    b_w = tl.load(p_weight + o_w)
+    for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
+        o_t = t * (M * C) + o_x
+        b_g = tl.load(p_grad + o_t).to(tl.float32) + tl.load(p_y + o_t).to(tl.float32) * b_slope + b_offset
+        if MIX:
+            b_g = b_g.to(dtype)
+            b_dh = tl.dot(b_g, b_skip_w, input_precision=PRECISION)
+            b_other, b_dz, b_dzx = through_silu(p_skip + o_t, b_dh, b_skip_scale, b_skip_shift)
+            b_skip_scales += by_halves(b_dzx, M, C)
+            b_skip_shifts += by_halves(b_dz, M, C)
+            tl.store(p_grad_skip + o_t, (b_dz * b_skip_scale).to(dtype))
+            b_dh = tl.dot(b_g, b_w, input_precision=PRECISION)
+        else:
+            b_taps = tl.join(shifted(b_g, 1, M, C).to(dtype), shifted(b_g, -1, M, C).to(dtype))
+            b_g = b_g.to(dtype)
+            b_taps = tl.reshape(tl.join(b_taps, tl.join(b_g, tl.zeros_like(b_g))), (M, 4 * C))  # taps side by side
+            b_dh = tl.dot(b_taps, b_w, input_precision=PRECISION)
+        if ACTIVE:
+            b_h, b_dz, b_dzx = through_silu(p_x + o_t, b_dh, b_scale, b_shift)
+            b_scales += by_halves(b_dzx, M, C)
+            b_shifts += by_halves(b_dz, M, C)
+            tl.store(p_grad_x + o_t, (b_dz * b_scale).to(dtype))
+        else:
+            b_h = tl.load(p_x + o_t)
+            tl.store(p_grad_x + o_t, b_dh.to(dtype))
+        if MIX:
+            b_rows = tl.reshape(tl.join(b_h, b_other), (M, 2 * C))
+            b_weights = tl.dot(tl.trans(b_rows), b_g, b_weights, input_precision=PRECISION)
+        else:
+            b_weights = tl.dot(tl.trans(b_taps), b_h, b_weights, input_precision=PRECISION)
+    o_found = tl.arange(0, (2 if MIX else 4) * C)[:, None] * C + o_c[None, :]
+    tl.store(p_weights + tl.program_id(0).to(tl.int64) * ((2 if MIX else 4) * C * C) + o_found, b_weights)
+    p_sum = p_sums + tl.program_id(0).to(tl.int64) * (4 * C) + o_c
+    if ACTIVE:
+        tl.store(p_sum, tl.sum(b_scales, 0))
+        tl.store(p_sum + C, tl.sum(b_shifts, 0))
+    if MIX:
+        tl.store(p_sum + 2 * C, tl.sum(b_skip_scales, 0))
+        tl.store(p_sum + 3 * C, tl.sum(b_skip_shifts, 0))
+
+
+def launch_band_convolution_backward(
+    grad: Tensor,
+    moments: Tensor,
+    y: Tensor,
+    x: Tensor,
+    affine: Tensor | None,
+    weight: Tensor,
+    skip: Tensor | None,
+    skip_affine: Tensor | None,
+) -> list[Tensor]:
+    """Gradients of x, of the weight and, where they were given, of affine, skip and skip_affine; float32 but for x and
+    skip. moments: (2, C), slope and offset of what the gradient of the moments adds to ``grad``."""
+    x, grad, y = x.contiguous(), grad.contiguous(), y.contiguous()
+    (batch, length, bands, channels), mix, active = x.shape, skip is not None, affine is not None
+    tile, warps = (bands, 4) if warpgroups(x.device) else (min(bands, 32) if mix else bands, 8)
+    frames = batch * length * (bands // tile)  # a mix knows no neighbours: elsewhere it takes fewer rows at a time
+    programs = min(frames, parts_of(frames, 1, x.device))
+    matrices = _side_by_side(weight).to(x.dtype).contiguous()
+    grad_x = torch.empty_like(x)
+    grad_skip = torch.empty_like(x) if mix else grad_x
+    weights = torch.empty(
+        programs, 2 * channels if mix else 4 * channels, channels, dtype=torch.float32, device=x.device
+    )
+    sums = torch.empty(programs, 4, channels, dtype=torch.float32, device=x.device)
+
+    def cost() -> Cost:
+        moved = size(grad, y, x, grad_x, weights, sums) + (size(skip, grad_skip) if skip is not None else 0)
+        flop = 4 * frames * tile * weight.numel()
+        l2 = moved + programs * size(matrices)
+        return Cost((frames / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(matrices))
+
+    launch(
+        band_convolution_backward_kernel,
+        programs,
+        cost,
+        num_warps=warps,
+        num_stages=1,
+        p_grad=grad,
+        p_y=y,
+        p_moments=moments,
+        p_x=x,
+        p_affine=moments if affine is None else affine.contiguous(),
+        p_skip=x if skip is None else skip.contiguous(),
+        p_skip_affine=moments if skip_affine is None else skip_affine.contiguous(),
+        p_weight=matrices,
+        p_grad_x=grad_x,
+        p_grad_skip=grad_skip,
+        p_weights=weights,
+        p_sums=sums,
+        frames=frames,
+        programs=programs,
+        M=tile,
+        C=channels,
+        ACTIVE=active,
+        MIX=mix,
+        PRECISION=dot_precision(x),
+    )
+    found = weights.sum(0).view(channels, -1, channels)
+    found = found.transpose(0, 2).reshape(channels, -1, 1) if mix else found[:, :3].transpose(1, 2)
+    of_affine, of_skip = (row.clone() for row in sums.sum(0).view(2, 2, channels))  # an operator gives no views
+    return [grad_x, found.contiguous(), *([of_affine] if active else []), *([grad_skip, of_skip] if mix else [])]
+
+
+def _side_by_side(weight: Tensor) -> Tensor:
+    """(C, C, 3) -> (C, 4, C), to each channel by the taps and a column of zeros; (C, 2C, 1) -> (C, 2C)."""
+    if weight.shape[2] == 1:
+        return weight.squeeze(2)
+    return F.pad(weight, (0, 1)).transpose(1, 2)
+
+
+def _shapes(
+    grad: Tensor,
+    moments: Tensor,
+    y: Tensor,
+    x: Tensor,
+    affine: Tensor | None,
+    weight: Tensor,
+    skip: Tensor | None,
+    skip_affine: Tensor | None,
+) -> list[Tensor]:
+    of_skip = [] if skip is None else [like(x), torch.empty_like(moments)]
+    return [like(x), single(weight), *([] if affine is None else [torch.empty_like(moments)]), *of_skip]
+
+
+band_convolution_backward = operator("band_convolution_backward", launch_band_convolution_backward, _shapes)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    y, mean, _ = output
+    ctx.save_for_backward(y, mean, *inputs)
+
+
+def gradient_of_moments(y: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
+    """(2, C), slope and offset of what the gradient of the moments adds to that of y."""
+    count = max(1, y.numel() // y.shape[3])
+    slope = 2 / count * grad_var
+    return torch.stack([slope, grad_mean / count - slope * mean])
+
+
+def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+    y, mean, x, affine, weight, skip, skip_affine = ctx.saved_tensors
+    moments = gradient_of_moments(y, mean, grad_mean, grad_var)
+    found = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine)
+    inputs = (x, weight, affine, skip, skip_affine)
+    gradients = iter(as_dtypes_of(found, [tensor for tensor in inputs if tensor is not None]))
+    of_x, of_weight, *others = (tensor if tensor is None else next(gradients) for tensor in inputs)
+    return of_x, others[0], of_weight, *others[1:]
+
+
+band_convolution_operator.register_autograd(_gradient, setup_context=_keep)
