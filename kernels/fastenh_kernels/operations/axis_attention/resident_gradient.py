@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
+from fastenh_kernels.shared.dropout import WEIGHTS, drop, key_of, pitch_of
 from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 
 
@@ -40,7 +40,7 @@ _RESIDENT = {  # by the longest sequence
 
 
 @triton.jit
-def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, SCALE: tl.constexpr,
+def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq, SCALE: tl.constexpr,
           PADDED: tl.constexpr, ROUNDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """A block of rows and a block of keys: their part of dk, dv [N, D] and of dq, transposed: [D, M].
 
@@ -55,12 +55,14 @@ def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, 
         b_p = b_p.to(b_do.dtype)
     b_dropped = b_p
     if DROPOUT > 0:
-        o = o_m[None, :] * length + o_n[:, None]
-        b_dropped = drop(b_p, seed, o, DROPOUT)
+        o_row = (o_m * pitch_of(length) + first)[None, :]
+        o_key = tl.arange(0, b_k.shape[0])[:, None]
+        b_dropped = drop(b_p, key, o_row, o_key, DROPOUT)
     b_dv = tl.dot(b_dropped.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_delta = tl.load(p_row + PADDED + o_m)
     if DROPOUT > 0:
-        b_dp = drop(tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION), seed, o, DROPOUT) - b_delta[None, :]
+        b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+        b_dp = drop(b_dp, key, o_row, o_key, DROPOUT) - b_delta[None, :]
     else:
         b_dp = tl.dot(b_v, tl.trans(b_do), tl.zeros_like(b_s) - b_delta[None, :], input_precision=PRECISION)
     if ROUNDED:
@@ -114,7 +116,7 @@ def resident_gradient_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0), DROPOUT)
+    key = key_of(p_seed, WEIGHTS, tl.program_id(0), DROPOUT)
     i_head = tl.program_id(0) % H
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
@@ -141,17 +143,17 @@ def resident_gradient_kernel(
         b_dk = tl.zeros([N, D], tl.float32)
         b_dv = tl.zeros([N, D], tl.float32)
         b_dk, b_dv, b_dq0 = _pair(
-            b_q0, b_do0, p_row, seed, tl.arange(0, M0), o_n, length, b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED,
+            b_q0, b_do0, p_row, key, tl.arange(0, M0), first, length, b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED,
             M2 > 0, DROPOUT, PRECISION,
         )  # fmt: skip
         if M1 > 0:
             b_dk, b_dv, b_dq1 = _pair(
-                b_q1, b_do1, p_row, seed, M0 + tl.arange(0, M1), o_n, length, b_k, b_v, b_dk, b_dv, b_dq1,
+                b_q1, b_do1, p_row, key, M0 + tl.arange(0, M1), first, length, b_k, b_v, b_dk, b_dv, b_dq1,
                 SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
         if M2 > 0:
             b_dk, b_dv, b_dq2 = _pair(
-                b_q2, b_do2, p_row, seed, M0 + M1 + tl.arange(0, M2), o_n, length, b_k, b_v, b_dk, b_dv, b_dq2,
+                b_q2, b_do2, p_row, key, M0 + M1 + tl.arange(0, M2), first, length, b_k, b_v, b_dk, b_dv, b_dq2,
                 SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
         tl.store(p_grad_qkv + o_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)

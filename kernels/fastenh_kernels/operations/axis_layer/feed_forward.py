@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 
@@ -118,7 +118,8 @@ def project_feed_forward_kernel(
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_y = tl.dot(b_a, tl.trans(b_w), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
-            b_x += drop(b_y, seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
+            b_x += drop(b_y, key, o_draw[:, None], o_c[None, :], DROPOUT)
         else:
             b_x = b_y  # the residual rides in the accumulator
         if KEEP:
@@ -126,18 +127,19 @@ def project_feed_forward_kernel(
         b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
         b_n = b_n.to(p_out_weight.dtype.element_ty)
         b_y = row_of(p_down_bias, o_c) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
+        key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_h = tl.maximum(b_h, 0.0)
             if DROPOUT > 0:
-                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
-                b_h = drop(b_h, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
+                b_h = drop(b_h, key, (o_draw + first)[:, None], o_n[None, :], DROPOUT)
             b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
-            b_y = b_x + drop(b_y, seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
+            b_y = b_x + drop(b_y, key, o_draw[:, None], o_c[None, :], DROPOUT)
         tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, columns_of, has_descriptors, load_weights
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 
@@ -65,18 +65,19 @@ def feed_forward_gradient_kernel(
         tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0)  # [M, C]
         if DROPOUT > 0:
-            b_dy = drop(b_dy.to(tl.float32), seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
+            b_dy = drop(b_dy.to(tl.float32), key, o_draw[:, None], o_c[None, :], DROPOUT)
             b_dy = b_dy.to(p_dropped_y.dtype.element_ty)
             tl.store(p_dropped_y + o_tile + o_mc, b_dy, mask=m_m)
         b_dn = tl.zeros([M, C], tl.float32)
+        key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_dh = tl.dot(b_dy, b_down, input_precision=PRECISION)  # [M, N]
             if DROPOUT > 0:
-                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
-                b_dh = drop(b_dh, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
+                b_dh = drop(b_dh, key, (o_draw + first)[:, None], o_n[None, :], DROPOUT)
             b_dh = tl.where(b_h > 0.0, b_dh, 0.0).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
@@ -92,7 +93,8 @@ def feed_forward_gradient_kernel(
         b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
         tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
         if DROPOUT > 0:
-            b_dx = drop(b_dx.to(tl.float32), seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
+            b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], DROPOUT)
             b_dx = b_dx.to(p_out_weight.dtype.element_ty)
             tl.store(p_dropped_mid + o_tile + o_mc, b_dx, mask=m_m)
         for first in tl.range(0, C, K, num_stages=1):
@@ -144,9 +146,9 @@ def feed_forward_weights_kernel(
         b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
         b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
         if DROPOUT > 0:
-            seed = seed_of(p_seed, HIDDEN_UNITS, DROPOUT)
-            o_h = (tile * M + o_m)[None, :] * HIDDEN + o_n[:, None]
-            b_h, b_dh = drop(b_h, seed, o_h, DROPOUT), drop(b_dh, seed, o_h, DROPOUT)
+            key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
+            b_h = drop(b_h, key, o_draw[None, :], o_n[:, None], DROPOUT)
+            b_dh = drop(b_dh, key, o_draw[None, :], o_n[:, None], DROPOUT)
         b_grad_bias += tl.sum(b_dh, 1)
         b_grad_down = tl.dot(b_h.to(b_dy.dtype), b_dy, b_grad_down, input_precision=PRECISION)
         b_grad_up = tl.dot(b_dh.to(b_n.dtype), b_n, b_grad_up, input_precision=PRECISION)
