@@ -28,8 +28,9 @@ HIDDEN_UNITS: tl.constexpr = tl.constexpr(1)
 FEED_FORWARD: tl.constexpr = tl.constexpr(2)
 WEIGHTS: tl.constexpr = tl.constexpr(3)
 
-LONGEST = 2**16  # rows of a group, and columns: more do not fit the counter
-_GROUP: tl.constexpr = tl.constexpr(LONGEST)
+# Rows of a group, and columns: a row and a column fill the counter. Attention weights, whose rows have no width that is
+# known when a kernel is compiled, are counted as if they had this one.
+LONGEST: tl.constexpr = tl.constexpr(2**16)
 
 
 def draw_seed(dropout: float, device: torch.device) -> Tensor | None:
@@ -55,29 +56,23 @@ def key_of(p_seed, SITE: tl.constexpr, group, DROPOUT: tl.constexpr):
 def row_draws(p_seed, SITE: tl.constexpr, first, o_m, WIDTH: tl.constexpr, DROPOUT: tl.constexpr):
     """(key, counters where the rows begin) of the rows ``first + o_m`` of an activation (rows, WIDTH); no group of
     rows begins within them."""
-    return key_of(p_seed, SITE, first // _GROUP, DROPOUT), ((first % _GROUP).to(tl.int32) + o_m) * WIDTH
+    return key_of(p_seed, SITE, first // LONGEST, DROPOUT), ((first % LONGEST).to(tl.int32) + o_m) * WIDTH
 
 
 @triton.jit
-def pitch_of(length):
-    """From row to row of the counters of attention weights."""
-    return (length + 15) // 16 * 16
-
-
-@triton.jit
-def kept(key, o_row, o_column, DROPOUT: tl.constexpr):
-    """Whether values are kept in the columns ``o_column`` of rows that begin at the counters ``o_row``, multiples of
-    16. The two are broadcast."""
-    b = (o_row.to(tl.uint32, bitcast=True) + key.to(tl.uint32)) + (o_column & ~8).to(tl.uint32, bitcast=True)
-    b ^= b >> 16
-    b *= 0x7FEB352D
-    b ^= (b >> 15) ^ (key >> 32).to(tl.uint32)
-    b *= tl.where((o_column & 8) == 0, 0x846CA68B, 0x7FEB352D).to(tl.uint32)
+def kept(key, o_row, o_column, b, DROPOUT: tl.constexpr):
+    """Values, 0 with probability DROPOUT, in the columns ``o_column`` of rows that begin at the counters ``o_row``,
+    multiples of 16. The two are broadcast."""
+    word = (o_row.to(tl.uint32, bitcast=True) + key.to(tl.uint32)) + (o_column & ~8).to(tl.uint32, bitcast=True)
+    word ^= word >> 16
+    word *= 0x7FEB352D
+    word ^= (word >> 15) ^ (key >> 32).to(tl.uint32)
+    word *= tl.where((o_column & 8) == 0, 0x846CA68B, 0x7FEB352D).to(tl.uint32)
     THRESHOLD: tl.constexpr = int(DROPOUT * 2.0**32)
-    return b >= THRESHOLD
+    return tl.where(word >= THRESHOLD, b, 0.0)
 
 
 @triton.jit
 def drop(b, key, o_row, o_column, DROPOUT: tl.constexpr):
-    """Values, 0 with probability DROPOUT, else larger by 1 / (1 - DROPOUT). Places as for ``kept``."""
-    return tl.where(kept(key, o_row, o_column, DROPOUT), b * (1.0 / (1.0 - DROPOUT)), 0.0)
+    """The same, and what is kept larger by 1 / (1 - DROPOUT)."""
+    return kept(key, o_row, o_column, b * (1.0 / (1.0 - DROPOUT)), DROPOUT)

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.dropout import WEIGHTS, drop, key_of, pitch_of
+from fastenh_kernels.shared.dropout import WEIGHTS, kept, key_of, LONGEST
 from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 
 
@@ -53,21 +53,20 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
     b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0))
     if ROUNDED:
         b_p = b_p.to(b_do.dtype)
-    b_dropped = b_p
+    b_kept = b_p
     if DROPOUT > 0:
-        o_row = (o_m * pitch_of(length) + first)[None, :]
-        o_key = tl.arange(0, b_k.shape[0])[:, None]
-        b_dropped = drop(b_p, key, o_row, o_key, DROPOUT)
-    b_dv = tl.dot(b_dropped.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+        o_row = (o_m * LONGEST + first)[None, :]
+        b_kept = kept(key, o_row, tl.arange(0, b_k.shape[0])[:, None], b_p, DROPOUT)
+    b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_delta = tl.load(p_row + PADDED + o_m)
     if DROPOUT > 0:
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
-        b_dp = drop(b_dp, key, o_row, o_key, DROPOUT) - b_delta[None, :]
+        b_ds = (b_kept * b_dp - b_p * b_delta[None, :]).to(b_q.dtype)
     else:
         b_dp = tl.dot(b_v, tl.trans(b_do), tl.zeros_like(b_s) - b_delta[None, :], input_precision=PRECISION)
-    if ROUNDED:
-        b_dp = b_dp.to(b_q.dtype)
-    b_ds = (b_p * b_dp).to(b_q.dtype)
+        if ROUNDED:
+            b_dp = b_dp.to(b_q.dtype)
+        b_ds = (b_p * b_dp).to(b_q.dtype)
     b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
     b_dq = tl.dot(tl.trans(b_k), b_ds, b_dq, input_precision=PRECISION)
     return b_dk, b_dv, b_dq
@@ -113,6 +112,7 @@ def resident_gradient_kernel(
     M2: tl.constexpr,
     N: tl.constexpr,
     PADDED: tl.constexpr,
+    LARGER: tl.constexpr,  # kept weights, and what goes with them
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -157,7 +157,7 @@ def resident_gradient_kernel(
                 SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
         tl.store(p_grad_qkv + o_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
-        tl.store(p_grad_qkv + o_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
+        tl.store(p_grad_qkv + o_k + H * D, (b_dv * LARGER).to(p_grad_qkv.dtype.element_ty), mask=m_n)
     _store_rows(p_grad_qkv, tl.arange(0, M0), length, s, b_dq0, D, ROOT, M1 > 0)
     if M1 > 0:
         _store_rows(p_grad_qkv, M0 + tl.arange(0, M1), length, s, b_dq1, D, ROOT, M2 > 0)
@@ -167,7 +167,7 @@ def resident_gradient_kernel(
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
     """How a program takes a whole sequence; None where that needs too many registers."""
-    short = 64 if not warpgroups(qkv.device) or dropout else max(_RESIDENT)
+    short = 64 if not warpgroups(qkv.device) else max(_RESIDENT)
     if qkv.element_size() == 4 or width > 32 or length > short:
         return None
     return next(sizes for longest, sizes in _RESIDENT.items() if length <= longest)

@@ -209,8 +209,8 @@ def _tiles(x: Tensor, hidden: int, dropout: float) -> Tiles:
         if width == 64:  # blocks of 64 x 64 of both matrices came out wrong on an H200 (benchmarks/NOTES.md)
             units = 128 if hidden % 128 == 0 else 32
         columns = columns_of(width) if x.dtype == torch.float16 else width  # bfloat16 does not spill
-        return Tiles(32 if dropout else 128, units, columns, 8, 2, True)
+        return Tiles(128, units, columns, 8, 2, True)
     if x.element_size() == 2:
         stages = 1 if tensor_memory(x.device) else 2  # two have 30 spill instructions there
-        return Tiles(32 if dropout else 64, 64, width, 8, stages, False)
-    return Tiles(16 if dropout else 32, 32, 32, 8, 1, False)
+        return Tiles(64, 64, width, 8, stages, False)
+    return Tiles(32, 32, 32, 8, 1, False)
