@@ -60,19 +60,26 @@ def row_draws(p_seed, SITE: tl.constexpr, first, o_m, WIDTH: tl.constexpr, DROPO
 
 
 @triton.jit
-def kept(key, o_row, o_column, b, DROPOUT: tl.constexpr):
+def keeps(key, o_row, o_column, APART: tl.constexpr, DROPOUT: tl.constexpr):
     """Values, 0 with probability DROPOUT, in the columns ``o_column`` of rows that begin at the counters ``o_row``,
     multiples of 16. The two are broadcast."""
-    word = (o_row.to(tl.uint32, bitcast=True) + key.to(tl.uint32)) + (o_column & ~8).to(tl.uint32, bitcast=True)
+    odd = o_column & APART
+    # a difference, not "& ~APART": so the compiler sees that the two of a pair are equal
+    word = (o_row.to(tl.uint32, bitcast=True) + key.to(tl.uint32)) + (o_column - odd).to(tl.uint32, bitcast=True)
     word ^= word >> 16
     word *= 0x7FEB352D
     word ^= (word >> 15) ^ (key >> 32).to(tl.uint32)
-    word *= tl.where((o_column & 8) == 0, 0x846CA68B, 0x7FEB352D).to(tl.uint32)
+    word *= tl.where(odd == 0, 0x846CA68B, 0x7FEB352D).to(tl.uint32)
     THRESHOLD: tl.constexpr = int(DROPOUT * 2.0**32)
-    return tl.where(word >= THRESHOLD, b, 0.0)
+    return word >= THRESHOLD
 
 
 @triton.jit
-def drop(b, key, o_row, o_column, DROPOUT: tl.constexpr):
+def kept(key, o_row, o_column, APART: tl.constexpr, b, DROPOUT: tl.constexpr):
+    return tl.where(keeps(key, o_row, o_column, APART, DROPOUT), b, 0.0)
+
+
+@triton.jit
+def drop(b, key, o_row, o_column, APART: tl.constexpr, DROPOUT: tl.constexpr):
     """The same, and what is kept larger by 1 / (1 - DROPOUT)."""
-    return kept(key, o_row, o_column, b * (1.0 / (1.0 - DROPOUT)), DROPOUT)
+    return kept(key, o_row, o_column, APART, b * (1.0 / (1.0 - DROPOUT)), DROPOUT)

@@ -56,7 +56,7 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
     b_kept = b_p
     if DROPOUT > 0:
         o_row = (o_m * LONGEST + first)[None, :]
-        b_kept = kept(key, o_row, tl.arange(0, b_k.shape[0])[:, None], b_p, DROPOUT)
+        b_kept = kept(key, o_row, tl.arange(0, b_k.shape[0])[:, None], 8, b_p, DROPOUT)
     b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_delta = tl.load(p_row + PADDED + o_m)
     if DROPOUT > 0:

@@ -92,7 +92,7 @@ def query_gradient_kernel(
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         if DROPOUT > 0:
             o_row = (o_m * LONGEST + first)[:, None]
-            b_ds = kept(key, o_row, tl.arange(0, M)[None, :], b_p, DROPOUT) * b_dp - b_p * b_delta[:, None]
+            b_ds = kept(key, o_row, tl.arange(0, M)[None, :], 8, b_p, DROPOUT) * b_dp - b_p * b_delta[:, None]
         else:
             b_ds = b_p * (b_dp - b_delta[:, None])
         b_ds = b_ds.to(b_k.dtype)
@@ -154,7 +154,7 @@ def key_value_gradient_kernel(
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
         if DROPOUT > 0:
             o_row = (o_m * LONGEST + i_block * M)[None, :]
-            b_kept = kept(key, o_row, tl.arange(0, M)[:, None], b_p, DROPOUT)
+            b_kept = kept(key, o_row, tl.arange(0, M)[:, None], 8, b_p, DROPOUT)
             b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
             b_ds = b_kept * b_dp - b_p * b_delta[None, :]
         else:
