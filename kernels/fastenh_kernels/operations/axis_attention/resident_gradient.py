@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.dropout import WEIGHTS, kept, key_of, LONGEST
+from fastenh_kernels.shared.dropout import WEIGHTS, keeps, key_of, LONGEST
 from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 
 
@@ -51,18 +51,19 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [N, M]
     # A weight is at most 1; that of a key behind the end (zeros) must be finite, to vanish in dq.
     b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0))
-    if ROUNDED:
+    if ROUNDED and DROPOUT == 0:
         b_p = b_p.to(b_do.dtype)
     b_kept = b_p
     if DROPOUT > 0:
         o_row = (o_m * LONGEST + first)[None, :]
-        b_kept = kept(key, o_row, tl.arange(0, b_k.shape[0])[:, None], 8, b_p, DROPOUT)
-    b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     b_delta = tl.load(p_row + PADDED + o_m)
     if DROPOUT > 0:
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
-        b_ds = (b_kept * b_dp - b_p * b_delta[None, :]).to(b_q.dtype)
+        b_kept = keeps(key, o_row, tl.arange(0, b_k.shape[0])[:, None], 8, DROPOUT)
+        b_ds = (b_p * (tl.where(b_kept, b_dp, 0.0) - b_delta[None, :])).to(b_q.dtype)
+        b_dv = tl.dot(tl.where(b_kept, b_p, 0.0).to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     else:
+        b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_do), tl.zeros_like(b_s) - b_delta[None, :], input_precision=PRECISION)
         if ROUNDED:
             b_dp = b_dp.to(b_q.dtype)
@@ -167,7 +168,7 @@ def resident_gradient_kernel(
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
     """How a program takes a whole sequence; None where that needs too many registers."""
-    short = 64 if not warpgroups(qkv.device) else max(_RESIDENT)
+    short = 64 if not warpgroups(qkv.device) else 80 if dropout else max(_RESIDENT)
     if qkv.element_size() == 4 or width > 32 or length > short:
         return None
     return next(sizes for longest, sizes in _RESIDENT.items() if length <= longest)
