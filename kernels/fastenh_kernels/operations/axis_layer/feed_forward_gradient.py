@@ -56,7 +56,7 @@ def feed_forward_gradient_kernel(
     o_k = tl.arange(0, K)
     o_m = tl.arange(0, M)
     o_mc = o_m[:, None] * C + o_c[None, :]
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1):
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
         m_m = o_m[:, None] < rows - tile * M
         o_tile = tile * (M * C)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
@@ -64,9 +64,11 @@ def feed_forward_gradient_kernel(
         b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(p_out_weight.dtype.element_ty)
         tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0)  # [M, C]
+        p_tile_sums = p_sums + tile * (2 * C) + o_c
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
             b_dy = drop(b_dy.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
+            tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
             b_dy = b_dy.to(p_dropped_y.dtype.element_ty)
             tl.store(p_dropped_y + o_tile + o_mc, b_dy, mask=m_m)
             tl.debug_barrier()
@@ -82,33 +84,33 @@ def feed_forward_gradient_kernel(
             m_h = b_h > 0.0
             if DROPOUT > 0:
                 m_h &= keeps(key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
-                b_dh *= 1.0 / (1.0 - DROPOUT)
             b_dh = tl.where(m_h, b_dh, 0.0).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
+        again = tile
+        if DROPOUT > 0:  # registers are few: what the compiler does not know to be the tile is not kept, but counted again
+            again += tl.minimum(tiles - 1 - tile.to(tl.int32), 0)
+        if DROPOUT > 0:
+            b_dn *= 1.0 / (1.0 - DROPOUT)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
         b_x, b_inverse = standardise(b_x, C, EPS)
-        p_tile_sums = p_sums + tile * (2 * C) + o_c
         tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
         b_dx = through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
-        if DROPOUT > 0:
-            b_dy = tl.load(p_dropped_y + o_tile + o_mc, mask=m_m, other=0.0)
-            tl.store(p_tile_sums + C, tl.sum(b_dy.to(tl.float32), 0))
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
         if DROPOUT == 0:
             tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
         b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
         tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
         if DROPOUT > 0:
-            key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
+            key, o_draw = row_draws(p_seed, PROJECTION, again * M, o_m, C, DROPOUT)
             b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
             b_dx = b_dx.to(p_out_weight.dtype.element_ty)
             tl.store(p_dropped_mid + o_tile + o_mc, b_dx, mask=m_m)
             tl.debug_barrier()
             b_dx = tl.load(p_dropped_mid + o_tile + o_mc, mask=m_m, other=0.0)
         for first in tl.range(0, C, K, num_stages=1):
-            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            b_w = tl.load(p_out_weight + (again - tile) + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_da = tl.dot(b_dx, b_w, input_precision=PRECISION)
-            p_da = p_grad_attended + o_tile + first + o_m[:, None] * C + o_k[None, :]
+            p_da = p_grad_attended + again * (M * C) + first + o_m[:, None] * C + o_k[None, :]
             tl.store(p_da, b_da.to(p_grad_attended.dtype.element_ty), mask=m_m)
 
 
@@ -234,7 +236,7 @@ def launch_feed_forward_gradient(
 def _tiles(x: Tensor, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
-        return Tiles(128, 64, 64 if dropout else columns_of(width), 8, 2, True)
+        return Tiles(128, 64, columns_of(width), 8, 2, True)
     if x.element_size() == 2:
         return Tiles(64, 32, width, 8, 2, False)
     return Tiles(16, 32, 32, 8, 1, False)
