@@ -3,14 +3,17 @@
 So the backward pass draws again what the forward pass drew, and nothing is stored. A place is a site in the layer, a
 group of rows, a row in it and a column. Seed, site and group go through Philox (Salmon et al. 2011, "Parallel random
 numbers: as easy as 1, 2, 3"; Triton's own) once a tile, which gives a key of 64 bits. Row and column, a counter of 32
-bits, go through a hash of two multiplications with the key for every value: lowbias32 by Chris Wellons (2018,
-"Prospecting for hash functions", public domain), whose last shift a comparison with a threshold does not need. Philox
-for every value would take over a hundred instructions instead of six.
+bits, go through a hash with the key for every value: the first half of triple32 by Chris Wellons (2018, "Prospecting for
+hash functions", public domain) and one more multiplication, whose highest bits a comparison with a threshold asks for.
+Philox for every value would take over a hundred instructions instead of six. Whether the draws are independent is a
+matter of tests/operations/test_dropout.py: lowbias32, the hash of two multiplications by the same author, cut short in
+the same way failed there.
 
-Two columns eight apart share a hash up to its last multiplication, and each has a multiplier of its own. Such columns
-lie in one thread in the results of matrix products, transposed or not, so that the compiler computes what they share
-once. Their pairs of words are the points of a lattice, (A x, B x) modulo 2^32 for every x, which fills the square evenly:
-that is the spectral test (Knuth, "The art of computer programming", volume 2), 0.84 of the best there can be.
+Two columns share a hash up to its last multiplication, and each has a multiplier of its own there. Columns eight apart
+lie in one thread in the results of matrix products, transposed or not, and neighbouring columns where rows are loaded or
+stored, so that the compiler computes what they share once. The pairs of words (A x, B x) modulo 2^32 for all x are a
+lattice that fills the square evenly: in the spectral test (Knuth, "The art of computer programming", volume 2) its
+shortest vector has 0.65 of the greatest length there can be.
 
 A seed is an int64 tensor of one element, so that a captured CUDA graph can be given another one.
 """
@@ -28,9 +31,10 @@ HIDDEN_UNITS: tl.constexpr = tl.constexpr(1)
 FEED_FORWARD: tl.constexpr = tl.constexpr(2)
 WEIGHTS: tl.constexpr = tl.constexpr(3)
 
-# Rows of a group, and columns: a row and a column fill the counter. Attention weights, whose rows have no width that is
-# known when a kernel is compiled, are counted as if they had this one.
-LONGEST: tl.constexpr = tl.constexpr(2**16)
+GROUP: tl.constexpr = tl.constexpr(2**16)  # rows of an activation that share a key; as many columns fit the counter
+# From row to row of the counters of attention weights, whose width is not known when a kernel is compiled: the golden
+# ratio times 2^32 (modulo that), which spreads them evenly. Of 65,536 rows no two are within 52,000 of each other.
+ROW: tl.constexpr = tl.constexpr(0x9E3779B9 - 2**32)
 
 
 def draw_seed(dropout: float, device: torch.device) -> Tensor | None:
@@ -40,8 +44,8 @@ def draw_seed(dropout: float, device: torch.device) -> Tensor | None:
 
 @triton.jit
 def key_of(p_seed, SITE: tl.constexpr, group, DROPOUT: tl.constexpr):
-    """Of a group of rows at a site: of 65,536 rows of an activation, or of the attention weights of a sequence and
-    head."""
+    """The key of a group of rows at a site: of 65,536 rows of an activation, or of the attention weights of a sequence
+    and head."""
     if DROPOUT > 0:
         group = tl.zeros([], tl.int64) + group
         none = tl.zeros([], tl.int32)
@@ -54,32 +58,38 @@ def key_of(p_seed, SITE: tl.constexpr, group, DROPOUT: tl.constexpr):
 
 @triton.jit
 def row_draws(p_seed, SITE: tl.constexpr, first, o_m, WIDTH: tl.constexpr, DROPOUT: tl.constexpr):
-    """(key, counters where the rows begin) of the rows ``first + o_m`` of an activation (rows, WIDTH); no group of
-    rows begins within them."""
-    return key_of(p_seed, SITE, first // LONGEST, DROPOUT), ((first % LONGEST).to(tl.int32) + o_m) * WIDTH
+    """The key and the counters of the first columns of the rows ``first + o_m`` of an activation (rows, WIDTH), all of
+    which are in one group."""
+    first = tl.zeros([], tl.int64) + first
+    return key_of(p_seed, SITE, first // GROUP, DROPOUT), ((first % GROUP).to(tl.int32) + o_m) * WIDTH
 
 
 @triton.jit
 def keeps(key, o_row, o_column, APART: tl.constexpr, DROPOUT: tl.constexpr):
-    """Values, 0 with probability DROPOUT, in the columns ``o_column`` of rows that begin at the counters ``o_row``,
-    multiples of 16. The two are broadcast."""
-    odd = o_column & APART
-    # a difference, not "& ~APART": so the compiler sees that the two of a pair are equal
-    word = (o_row.to(tl.uint32, bitcast=True) + key.to(tl.uint32)) + (o_column - odd).to(tl.uint32, bitcast=True)
-    word ^= word >> 16
-    word *= 0x7FEB352D
-    word ^= (word >> 15) ^ (key >> 32).to(tl.uint32)
-    word *= tl.where(odd == 0, 0x846CA68B, 0x7FEB352D).to(tl.uint32)
+    """Whether values are kept: with probability 1 - DROPOUT.
+
+    ``o_row``: counters of the first columns of their rows. ``o_column``: their columns. The two are broadcast.
+    APART: 1 or 8, how far the two columns that share a hash are from each other; the same in all kernels that
+    draw for a site.
+    """
+    second = o_column & APART
+    # The compiler sees that the two of a pair are equal in this difference, but not in o_column & ~APART.
+    word = (o_row + key.to(tl.uint32)) + (o_column - second).to(tl.uint32, bitcast=True)
+    word ^= word >> 17
+    word *= 0xED5AD4BB
+    word ^= (word >> 11) ^ (key >> 32).to(tl.uint32)
+    word *= tl.where(second == 0, 0xAC4C1B51, 0x31848BAB).to(tl.uint32)
     THRESHOLD: tl.constexpr = int(DROPOUT * 2.0**32)
     return word >= THRESHOLD
 
 
 @triton.jit
-def kept(key, o_row, o_column, APART: tl.constexpr, b, DROPOUT: tl.constexpr):
+def kept(b, key, o_row, o_column, APART: tl.constexpr, DROPOUT: tl.constexpr):
+    """The values that are kept, and 0 for the others; places as for ``keeps``."""
     return tl.where(keeps(key, o_row, o_column, APART, DROPOUT), b, 0.0)
 
 
 @triton.jit
 def drop(b, key, o_row, o_column, APART: tl.constexpr, DROPOUT: tl.constexpr):
-    """The same, and what is kept larger by 1 / (1 - DROPOUT)."""
-    return kept(key, o_row, o_column, APART, b * (1.0 / (1.0 - DROPOUT)), DROPOUT)
+    """The same, larger by 1 / (1 - DROPOUT)."""
+    return kept(b * (1.0 / (1.0 - DROPOUT)), key, o_row, o_column, APART, DROPOUT)

@@ -113,7 +113,9 @@ def launch_axis_attention_backward(
     return grad_qkv
 
 
-def _row_statistics(grad_out: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str, padded: int, larger: float) -> Tensor:
+def _row_statistics(
+    grad_out: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str, padded: int, larger: float
+) -> Tensor:
     """(sequences * heads, 2, padded): see ``row_statistics_kernel``."""
     inner, along = dimensions(axis)
     sequences = out.shape[0] * out.shape[inner]

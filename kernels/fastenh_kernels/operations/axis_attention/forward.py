@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.band import blocks_past_rows, in_band, keys_of_rows, mean_history
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, softmax_sums, strides
-from fastenh_kernels.shared.dropout import WEIGHTS, draw_seed, drop, key_of, LONGEST
+from fastenh_kernels.shared.dropout import ROW, WEIGHTS, draw_seed, drop, key_of
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.operators import needs_gradient, operator
 
@@ -71,13 +71,13 @@ def _resident_rows(
     b_p0 = tl.exp2(b_s0 * SCALE - b_max[:, None])
     b_sum = tl.sum(b_p0, 1)
     if DROPOUT > 0:
-        b_p0 = drop(b_p0, key, (o_m * LONGEST)[:, None], tl.arange(0, K0)[None, :], 8, DROPOUT)
+        b_p0 = drop(b_p0, key, (o_m * ROW)[:, None], tl.arange(0, K0)[None, :], 8, DROPOUT)
     b_out = tl.dot(b_p0.to(b_v0.dtype), b_v0, input_precision=PRECISION)  # [M, D]
     if K1 > 0:
         b_p1 = tl.exp2(b_s1 * SCALE - b_max[:, None])
         b_sum += tl.sum(b_p1, 1)
         if DROPOUT > 0:
-            b_p1 = drop(b_p1, key, (o_m * LONGEST)[:, None], K0 + tl.arange(0, K1)[None, :], 8, DROPOUT)
+            b_p1 = drop(b_p1, key, (o_m * ROW)[:, None], K0 + tl.arange(0, K1)[None, :], 8, DROPOUT)
         b_out = tl.dot(b_p1.to(b_v1.dtype), b_v1, b_out, input_precision=PRECISION)
     b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
@@ -166,7 +166,7 @@ def _next_keys(
     b_shrink = tl.exp2(b_max - b_new)
     b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
     if DROPOUT > 0:
-        o_row = o_m.to(tl.int32) * LONGEST + first
+        o_row = o_m.to(tl.int32) * ROW + first
         b_p = drop(b_p, key, o_row[:, None], tl.arange(0, N)[None, :], 8, DROPOUT)
     b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], input_precision=PRECISION)
     return b_new, b_sum, b_out

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.dropout import WEIGHTS, keeps, key_of, LONGEST
+from fastenh_kernels.shared.dropout import ROW, WEIGHTS, keeps, key_of
 from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 
 
@@ -55,7 +55,7 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
         b_p = b_p.to(b_do.dtype)
     b_kept = b_p
     if DROPOUT > 0:
-        o_row = (o_m * LONGEST + first)[None, :]
+        o_row = (o_m * ROW + first)[None, :]
     b_delta = tl.load(p_row + PADDED + o_m)
     if DROPOUT > 0:
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)

@@ -19,7 +19,7 @@ from fastenh_kernels.operations.axis_attention.band import (
     mean_history,
     rows_of_keys,
 )
-from fastenh_kernels.shared.dropout import WEIGHTS, kept, key_of, LONGEST
+from fastenh_kernels.shared.dropout import ROW, WEIGHTS, kept, key_of
 from fastenh_kernels.shared.launch import Cost, launch, size
 
 # bytes of a value: {longest sequence: (rows or keys at a time, warps)}
@@ -91,8 +91,8 @@ def query_gradient_kernel(
             b_p = tl.where(in_band(o_m[:, None] - o_n[None, :], HISTORY), b_p, 0.0)
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         if DROPOUT > 0:
-            o_row = (o_m * LONGEST + first)[:, None]
-            b_ds = kept(key, o_row, tl.arange(0, M)[None, :], 8, b_p, DROPOUT) * b_dp - b_p * b_delta[:, None]
+            o_row = (o_m * ROW + first)[:, None]
+            b_ds = kept(b_p, key, o_row, tl.arange(0, M)[None, :], 8, DROPOUT) * b_dp - b_p * b_delta[:, None]
         else:
             b_ds = b_p * (b_dp - b_delta[:, None])
         b_ds = b_ds.to(b_k.dtype)
@@ -153,8 +153,8 @@ def key_value_gradient_kernel(
             b_p = tl.where(in_band(o_m[None, :] - o_n[:, None], HISTORY), b_p, 0.0)
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
         if DROPOUT > 0:
-            o_row = (o_m * LONGEST + i_block * M)[None, :]
-            b_kept = kept(key, o_row, tl.arange(0, M)[:, None], 8, b_p, DROPOUT)
+            o_row = (o_m * ROW + i_block * M)[None, :]
+            b_kept = kept(b_p, key, o_row, tl.arange(0, M)[:, None], 8, DROPOUT)
             b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
             b_ds = b_kept * b_dp - b_p * b_delta[None, :]
         else:

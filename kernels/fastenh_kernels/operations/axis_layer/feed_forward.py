@@ -133,14 +133,14 @@ def project_feed_forward_kernel(
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_h = tl.maximum(b_h, 0.0)
             if DROPOUT > 0:
-                b_h = kept(key, (o_draw + first)[:, None], o_n[None, :], 8, b_h, DROPOUT)
+                b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
             b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
             b_y *= 1.0 / ((1.0 - DROPOUT) * (1.0 - DROPOUT))
-            b_y = b_x + kept(key, o_draw[:, None], o_c[None, :], 1, b_y, DROPOUT)
+            b_y = b_x + kept(b_y, key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
         tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 

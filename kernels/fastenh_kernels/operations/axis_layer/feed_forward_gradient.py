@@ -87,8 +87,10 @@ def feed_forward_gradient_kernel(
             b_dh = tl.where(m_h, b_dh, 0.0).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
         again = tile
-        if DROPOUT > 0:  # registers are few: what the compiler does not know to be the tile is not kept, but counted again
-            again += tl.minimum(tiles - 1 - tile.to(tl.int32), 0)
+        if (
+            DROPOUT > 0
+        ):  # registers are few: what the compiler does not know to be the tile is not kept, but counted again
+            again += tl.minimum(tiles - 1 - tl.cast(tile, tl.int32), 0)
         if DROPOUT > 0:
             b_dn *= 1.0 / (1.0 - DROPOUT)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
