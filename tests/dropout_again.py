@@ -1,5 +1,7 @@
 """The dropout of the kernels drawn again, by a kernel of the tests: what a reference with the same draws gives."""
 
+# ruff: noqa: N803
+
 import pytest
 import torch
 import torch.nn.functional as F

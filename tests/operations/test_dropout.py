@@ -1,7 +1,7 @@
 """The draws of dropout: what share is kept, that neighbours know nothing of each other, and where the counters end.
 
 Of n pairs of independent values, centred and scaled to a variance of 1, the mean of the products has the deviation
-1 / sqrt(n). With some 700 such means 4.8 deviations are exceeded by chance once in a thousand runs; the seeds are fixed.
+1 / sqrt(n). With some 2,000 such means 4.8 deviations are exceeded by chance once in 300 runs; the seeds are fixed.
 """
 
 import itertools
@@ -56,7 +56,7 @@ def test_share_that_is_kept(dropout):
 @pytest.mark.parametrize("site", [PROJECTION.value, SITE])
 @pytest.mark.parametrize("dropout", [0.1, 0.5])
 def test_neighbouring_rows_and_columns(site, dropout):
-    """All distances up to 17 rows and columns, and those of powers of 2: rows and pairs of columns that share a hash."""
+    """All distances up to 17 rows and columns, and powers of 2; pairs of columns that share a hash are among them."""
     block = signs(site=site, dropout=dropout)
     distances = [*range(18), 32, 64, 128, 256]
     for rows, columns in itertools.product(distances, distances):

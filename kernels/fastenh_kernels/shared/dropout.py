@@ -3,15 +3,15 @@
 So the backward pass draws again what the forward pass drew, and nothing is stored. A place is a site in the layer, a
 group of rows, a row in it and a column. Seed, site and group go through Philox (Salmon et al. 2011, "Parallel random
 numbers: as easy as 1, 2, 3"; Triton's own) once a tile, which gives a key of 64 bits. Row and column, a counter of 32
-bits, go through a hash with the key for every value: the first half of triple32 by Chris Wellons (2018, "Prospecting for
-hash functions", public domain) and one more multiplication, whose highest bits a comparison with a threshold asks for.
-Philox for every value would take over a hundred instructions instead of six. Whether the draws are independent is a
-matter of tests/operations/test_dropout.py: lowbias32, the hash of two multiplications by the same author, cut short in
+bits, go through a hash with the key for every value: the first half of triple32 by Chris Wellons (2018, "Prospecting
+for hash functions", public domain) and one more multiplication, whose highest bits a comparison with a threshold asks
+for. Philox for every value would take over a hundred instructions instead of six. Whether the draws are independent is
+a matter of tests/operations/test_dropout.py: lowbias32, a hash of two multiplications by the same author, cut short in
 the same way failed there.
 
 Two columns share a hash up to its last multiplication, and each has a multiplier of its own there. Columns eight apart
-lie in one thread in the results of matrix products, transposed or not, and neighbouring columns where rows are loaded or
-stored, so that the compiler computes what they share once. The pairs of words (A x, B x) modulo 2^32 for all x are a
+lie in one thread in the results of matrix products, transposed or not, and neighbouring columns where rows are loaded
+or stored, so that the compiler computes what they share once. The pairs of words (A x, B x) modulo 2^32 for all x are a
 lattice that fills the square evenly: in the spectral test (Knuth, "The art of computer programming", volume 2) its
 shortest vector has 0.65 of the greatest length there can be.
 
