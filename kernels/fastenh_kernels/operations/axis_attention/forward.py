@@ -294,7 +294,7 @@ def _launch(
 
 def _resident(qkv: Tensor, width: int, length: int, dropout: float) -> _Resident | None:
     """How a program takes a whole sequence; None where that needs too many registers."""
-    one_block = qkv.element_size() == 4  # two spill
+    one_block = qkv.element_size() == 4 or (dropout > 0 and not warpgroups(qkv.device))  # two spill
     for longest, sizes in _RESIDENT.items():
         keys = sizes.keys0 + sizes.keys1
         if length <= longest and width * keys <= 128 * 64 and not (sizes.keys1 and one_block):

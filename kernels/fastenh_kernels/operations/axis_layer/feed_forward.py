@@ -213,5 +213,5 @@ def _tiles(x: Tensor, hidden: int, dropout: float) -> Tiles:
         return Tiles(128, units, 64 if dropout else columns, 8, 2, True)
     if x.element_size() == 2:
         stages = 1 if tensor_memory(x.device) else 2  # two have 30 spill instructions there
-        return Tiles(64, 64, width, 8, stages, False)
-    return Tiles(32, 32, 32, 8, 1, False)
+        return Tiles(32 if dropout else 64, 64, width, 8, stages, False)
+    return Tiles(16 if dropout else 32, 32, 32, 8, 1, False)

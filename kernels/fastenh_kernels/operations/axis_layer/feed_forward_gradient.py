@@ -240,7 +240,7 @@ def _tiles(x: Tensor, dropout: float) -> Tiles:
     if has_descriptors(x):
         return Tiles(128, 64, columns_of(width), 8, 2, True)
     if x.element_size() == 2:
-        return Tiles(64, 32, width, 8, 2, False)
+        return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
     return Tiles(16, 32, 32, 8, 1, False)
 
 
