@@ -131,8 +131,21 @@ def _properties(device: torch.device) -> tuple[int, int, int]:
 
 
 def chunk_of(length: int, tiles: int, device: torch.device, least: int = 8) -> int:
-    """How much of ``length`` a program walks along, so that ``tiles`` of them twice fill the device."""
-    return max(least, triton.cdiv(length * tiles, 2 * processors(device)))
+    """How much of ``length`` a program walks along, where ``tiles`` programs walk beside each other: the chunk with
+    which the processors, which take programs in turn, are through first."""
+    return _chunk_of(length, tiles, processors(device), least)
+
+
+@cache
+def _chunk_of(length: int, tiles: int, processors: int, least: int) -> int:
+    """A program walks a frame more at both ends. One by itself on a processor hides no waiting, so that it must be
+    quicker by a tenth."""
+
+    def steps(chunk: int) -> int:
+        turns = triton.cdiv(tiles * triton.cdiv(length, chunk), processors)
+        return turns * (chunk + 2) * (11 if turns == 1 else 10)
+
+    return min(range(least, max(least, 2 * triton.cdiv(length * tiles, processors)) + 1), key=steps)
 
 
 def parts_of(tiles: int, blocks: int, device: torch.device) -> int:

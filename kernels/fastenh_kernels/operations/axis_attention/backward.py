@@ -46,6 +46,7 @@ def row_statistics_kernel(
     D: tl.constexpr,
     M: tl.constexpr,
     PADDED: tl.constexpr,
+    LARGER: tl.constexpr,
 ):
     i_sequence = (tl.program_id(0) // blocks).to(tl.int64)
     o_m = tl.program_id(0) % blocks * M + tl.arange(0, M)
@@ -61,7 +62,7 @@ def row_statistics_kernel(
     b_lse = tl.load(p_lse + o_row[None, :] * length + o_m[:, None], mask=m_m, other=float("inf"))
     p_s = p_statistics + o_row[None, :] * (2 * PADDED) + o_m[:, None]
     tl.store(p_s, b_lse, mask=(o_m < PADDED)[:, None])
-    tl.store(p_s + PADDED, b_delta, mask=(o_m < PADDED)[:, None])
+    tl.store(p_s + PADDED, b_delta / LARGER, mask=(o_m < PADDED)[:, None])
 
 
 def launch_axis_attention_backward(
@@ -84,7 +85,8 @@ def launch_axis_attention_backward(
     grad_out, grad_qkv = grad_out.contiguous(), torch.empty_like(qkv)
     resident = None if history else resident_blocks(qkv, width, length, dropout)
     padded = resident.rows if resident else padded_length(length, qkv.element_size(), history)
-    statistics = _row_statistics(grad_out, out, lse, heads, axis, padded)
+    larger = 1 / (1 - dropout)
+    statistics = _row_statistics(grad_out, out, lse, heads, axis, padded, larger)
     common = {
         "p_qkv": qkv,
         "p_grad_out": grad_out,
@@ -97,7 +99,8 @@ def launch_axis_attention_backward(
         **strides("s_out", out, axis),
         "H": heads,
         "D": width,
-        "ROOT": 1 / math.sqrt(width),
+        "ROOT": larger / math.sqrt(width),
+        "LARGER": larger,
         "SCALE": scale(width),
         "DROPOUT": dropout,
         "PRECISION": dot_precision(qkv),
@@ -110,7 +113,9 @@ def launch_axis_attention_backward(
     return grad_qkv
 
 
-def _row_statistics(grad_out: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str, padded: int) -> Tensor:
+def _row_statistics(
+    grad_out: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str, padded: int, larger: float
+) -> Tensor:
     """(sequences * heads, 2, padded): see ``row_statistics_kernel``."""
     inner, along = dimensions(axis)
     sequences = out.shape[0] * out.shape[inner]
@@ -138,6 +143,7 @@ def _row_statistics(grad_out: Tensor, out: Tensor, lse: Tensor, heads: int, axis
         D=out.shape[3] // heads,
         M=_ROWS,
         PADDED=padded,
+        LARGER=larger,
     )
     return statistics
 

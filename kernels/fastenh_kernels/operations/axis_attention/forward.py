@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.band import blocks_past_rows, in_band, keys_of_rows, mean_history
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, softmax_sums, strides
-from fastenh_kernels.shared.dropout import WEIGHTS, draw_seed, drop, seed_of
+from fastenh_kernels.shared.dropout import ROW, WEIGHTS, draw_seed, drop, key_of
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.operators import needs_gradient, operator
 
@@ -53,7 +53,7 @@ def _scores(b_q, b_k, o_k, length, FULL: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _resident_rows(
-    p_qkv, p_out, p_lse, seed, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
+    p_qkv, p_out, p_lse, key, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
     K0: tl.constexpr, K1: tl.constexpr, M: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, FULL: tl.constexpr,
     WHOLE: tl.constexpr, LSE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -71,13 +71,13 @@ def _resident_rows(
     b_p0 = tl.exp2(b_s0 * SCALE - b_max[:, None])
     b_sum = tl.sum(b_p0, 1)
     if DROPOUT > 0:
-        b_p0 = drop(b_p0, seed, o_m[:, None] * length + tl.arange(0, K0)[None, :], DROPOUT)
+        b_p0 = drop(b_p0, key, (o_m * ROW)[:, None], tl.arange(0, K0)[None, :], 8, DROPOUT)
     b_out = tl.dot(b_p0.to(b_v0.dtype), b_v0, input_precision=PRECISION)  # [M, D]
     if K1 > 0:
         b_p1 = tl.exp2(b_s1 * SCALE - b_max[:, None])
         b_sum += tl.sum(b_p1, 1)
         if DROPOUT > 0:
-            b_p1 = drop(b_p1, seed, o_m[:, None] * length + K0 + tl.arange(0, K1)[None, :], DROPOUT)
+            b_p1 = drop(b_p1, key, (o_m * ROW)[:, None], K0 + tl.arange(0, K1)[None, :], 8, DROPOUT)
         b_out = tl.dot(b_p1.to(b_v1.dtype), b_v1, b_out, input_precision=PRECISION)
     b_out = b_out * (1.0 / b_sum)[:, None]
     tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
@@ -111,7 +111,7 @@ def resident_attention_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0), DROPOUT)
+    key = key_of(p_seed, WEIGHTS, tl.program_id(0), DROPOUT)
     i_head = tl.program_id(0) % H
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
@@ -133,19 +133,19 @@ def resident_attention_kernel(
     whole = length if TAIL == 0 else length // M * M
     for first in tl.range(0, whole, M):
         _resident_rows(
-            p_qkv, p_out, p_lse, seed, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE,
+            p_qkv, p_out, p_lse, key, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE,
             FULL, TAIL > 0, LSE, DROPOUT, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         _resident_rows(
-            p_qkv, p_out, p_lse, seed, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE,
+            p_qkv, p_out, p_lse, key, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE,
             FULL, False, LSE, DROPOUT, PRECISION,
         )  # fmt: skip
 
 
 @triton.jit
 def _next_keys(
-    b_q, b_max, b_sum, b_out, p_keys, first, o_m, length, s_qkv, seed,
+    b_q, b_max, b_sum, b_out, p_keys, first, o_m, length, s_qkv, key,
     VALUES: tl.constexpr, N: tl.constexpr, FULL: tl.constexpr, SCALE: tl.constexpr, HISTORY: tl.constexpr,
     DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -166,7 +166,8 @@ def _next_keys(
     b_shrink = tl.exp2(b_max - b_new)
     b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
     if DROPOUT > 0:
-        b_p = drop(b_p, seed, o_m[:, None] * length + o_n[None, :], DROPOUT)
+        o_row = o_m.to(tl.int32) * ROW + first
+        b_p = drop(b_p, key, o_row[:, None], tl.arange(0, N)[None, :], 8, DROPOUT)
     b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out * b_shrink[:, None], input_precision=PRECISION)
     return b_new, b_sum, b_out
 
@@ -197,7 +198,7 @@ def streaming_attention_kernel(
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0) // row_blocks, DROPOUT)
+    key = key_of(p_seed, WEIGHTS, tl.program_id(0) // row_blocks, DROPOUT)
     i_block = tl.program_id(0) % row_blocks
     i_head = (tl.program_id(0) // row_blocks) % H
     i_sequence = tl.program_id(0) // row_blocks // H
@@ -217,18 +218,18 @@ def streaming_attention_kernel(
         begin, end = keys_of_rows(i_block * M, length, M, N, HISTORY)
         for first in tl.range(begin, end, N):
             b_max, b_sum, b_out = _next_keys(
-                b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, seed, H * D, N, False, SCALE, HISTORY,
+                b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, key, H * D, N, False, SCALE, HISTORY,
                 DROPOUT, PRECISION,
             )  # fmt: skip
     else:
         for first in tl.range(0, length - N + 1, N):
             b_max, b_sum, b_out = _next_keys(
-                b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, seed, H * D, N, True, SCALE, HISTORY,
+                b_q, b_max, b_sum, b_out, o_kv, first, o_m, length, s_qkv, key, H * D, N, True, SCALE, HISTORY,
                 DROPOUT, PRECISION,
             )  # fmt: skip
         if not WHOLE:
             b_max, b_sum, b_out = _next_keys(
-                b_q, b_max, b_sum, b_out, o_kv, length // N * N, o_m, length, s_qkv, seed, H * D, N, False, SCALE,
+                b_q, b_max, b_sum, b_out, o_kv, length // N * N, o_m, length, s_qkv, key, H * D, N, False, SCALE,
                 HISTORY, DROPOUT, PRECISION,
             )  # fmt: skip
     b_out = b_out * (1.0 / b_sum)[:, None]
@@ -293,7 +294,7 @@ def _launch(
 
 def _resident(qkv: Tensor, width: int, length: int, dropout: float) -> _Resident | None:
     """How a program takes a whole sequence; None where that needs too many registers."""
-    one_block = qkv.element_size() == 4 or dropout > 0  # two spill
+    one_block = qkv.element_size() == 4 or (dropout > 0 and not warpgroups(qkv.device))  # two spill
     for longest, sizes in _RESIDENT.items():
         keys = sizes.keys0 + sizes.keys1
         if length <= longest and width * keys <= 128 * 64 and not (sizes.keys1 and one_block):
@@ -324,7 +325,7 @@ def _launch_streaming(programs: int, qkv: Tensor, out: Tensor, common: dict[str,
     rows, keys, warps = _STREAMING[qkv.element_size()]
     if qkv.element_size() == 4 and not warpgroups(qkv.device):
         rows = 32  # registers
-    elif qkv.element_size() == 2 and warpgroups(qkv.device) and length > rows and not common["DROPOUT"]:
+    elif qkv.element_size() == 2 and warpgroups(qkv.device) and length > rows:
         rows = 64 if history else 128  # of all keys and values, each comes from the L2 half as often then
     if tensor_memory(qkv.device):
         warps = 8  # four have 28 spill instructions

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
+from fastenh_kernels.shared.dropout import ROW, WEIGHTS, keeps, key_of
 from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 
 
@@ -40,7 +40,7 @@ _RESIDENT = {  # by the longest sequence
 
 
 @triton.jit
-def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, SCALE: tl.constexpr,
+def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq, SCALE: tl.constexpr,
           PADDED: tl.constexpr, ROUNDED: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """A block of rows and a block of keys: their part of dk, dv [N, D] and of dq, transposed: [D, M].
 
@@ -51,21 +51,23 @@ def _pair(b_q, b_do, p_row, seed, o_m, o_n, length, b_k, b_v, b_dk, b_dv, b_dq, 
     b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [N, M]
     # A weight is at most 1; that of a key behind the end (zeros) must be finite, to vanish in dq.
     b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0))
-    if ROUNDED:
+    if ROUNDED and DROPOUT == 0:
         b_p = b_p.to(b_do.dtype)
-    b_dropped = b_p
+    b_kept = b_p
     if DROPOUT > 0:
-        o = o_m[None, :] * length + o_n[:, None]
-        b_dropped = drop(b_p, seed, o, DROPOUT)
-    b_dv = tl.dot(b_dropped.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+        o_row = (o_m * ROW + first)[None, :]
     b_delta = tl.load(p_row + PADDED + o_m)
     if DROPOUT > 0:
-        b_dp = drop(tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION), seed, o, DROPOUT) - b_delta[None, :]
+        b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
+        b_kept = keeps(key, o_row, tl.arange(0, b_k.shape[0])[:, None], 8, DROPOUT)
+        b_ds = (b_p * (tl.where(b_kept, b_dp, 0.0) - b_delta[None, :])).to(b_q.dtype)
+        b_dv = tl.dot(tl.where(b_kept, b_p, 0.0).to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     else:
+        b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_do), tl.zeros_like(b_s) - b_delta[None, :], input_precision=PRECISION)
-    if ROUNDED:
-        b_dp = b_dp.to(b_q.dtype)
-    b_ds = (b_p * b_dp).to(b_q.dtype)
+        if ROUNDED:
+            b_dp = b_dp.to(b_q.dtype)
+        b_ds = (b_p * b_dp).to(b_q.dtype)
     b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
     b_dq = tl.dot(tl.trans(b_k), b_ds, b_dq, input_precision=PRECISION)
     return b_dk, b_dv, b_dq
@@ -111,10 +113,11 @@ def resident_gradient_kernel(
     M2: tl.constexpr,
     N: tl.constexpr,
     PADDED: tl.constexpr,
+    LARGER: tl.constexpr,  # kept weights, and what goes with them
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    seed = seed_of(p_seed, WEIGHTS + tl.program_id(0), DROPOUT)
+    key = key_of(p_seed, WEIGHTS, tl.program_id(0), DROPOUT)
     i_head = tl.program_id(0) % H
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
@@ -141,21 +144,21 @@ def resident_gradient_kernel(
         b_dk = tl.zeros([N, D], tl.float32)
         b_dv = tl.zeros([N, D], tl.float32)
         b_dk, b_dv, b_dq0 = _pair(
-            b_q0, b_do0, p_row, seed, tl.arange(0, M0), o_n, length, b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED,
+            b_q0, b_do0, p_row, key, tl.arange(0, M0), first, length, b_k, b_v, b_dk, b_dv, b_dq0, SCALE, PADDED,
             M2 > 0, DROPOUT, PRECISION,
         )  # fmt: skip
         if M1 > 0:
             b_dk, b_dv, b_dq1 = _pair(
-                b_q1, b_do1, p_row, seed, M0 + tl.arange(0, M1), o_n, length, b_k, b_v, b_dk, b_dv, b_dq1,
+                b_q1, b_do1, p_row, key, M0 + tl.arange(0, M1), first, length, b_k, b_v, b_dk, b_dv, b_dq1,
                 SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
         if M2 > 0:
             b_dk, b_dv, b_dq2 = _pair(
-                b_q2, b_do2, p_row, seed, M0 + M1 + tl.arange(0, M2), o_n, length, b_k, b_v, b_dk, b_dv, b_dq2,
+                b_q2, b_do2, p_row, key, M0 + M1 + tl.arange(0, M2), first, length, b_k, b_v, b_dk, b_dv, b_dq2,
                 SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
         tl.store(p_grad_qkv + o_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
-        tl.store(p_grad_qkv + o_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
+        tl.store(p_grad_qkv + o_k + H * D, (b_dv * LARGER).to(p_grad_qkv.dtype.element_ty), mask=m_n)
     _store_rows(p_grad_qkv, tl.arange(0, M0), length, s, b_dq0, D, ROOT, M1 > 0)
     if M1 > 0:
         _store_rows(p_grad_qkv, M0 + tl.arange(0, M1), length, s, b_dq1, D, ROOT, M2 > 0)
@@ -165,7 +168,7 @@ def resident_gradient_kernel(
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
     """How a program takes a whole sequence; None where that needs too many registers."""
-    short = 64 if not warpgroups(qkv.device) or dropout else max(_RESIDENT)
+    short = 64 if not warpgroups(qkv.device) else 80 if dropout else max(_RESIDENT)
     if qkv.element_size() == 4 or width > 32 or length > short:
         return None
     return next(sizes for longest, sizes in _RESIDENT.items() if length <= longest)

@@ -19,7 +19,7 @@ from fastenh_kernels.operations.axis_attention.band import (
     mean_history,
     rows_of_keys,
 )
-from fastenh_kernels.shared.dropout import WEIGHTS, drop, seed_of
+from fastenh_kernels.shared.dropout import ROW, WEIGHTS, kept, key_of
 from fastenh_kernels.shared.launch import Cost, launch, size
 
 # bytes of a value: {longest sequence: (rows or keys at a time, warps)}
@@ -62,11 +62,12 @@ def query_gradient_kernel(
     SCALE: tl.constexpr,
     M: tl.constexpr,
     HISTORY: tl.constexpr,
+    LARGER: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block, i_row, o_qkv, o_out = _program(inner, blocks, s_outer, s_inner, s_out_outer, s_out_inner, H, D)
-    seed = seed_of(p_seed, WEIGHTS + i_row, DROPOUT)
+    key = key_of(p_seed, WEIGHTS, i_row, DROPOUT)
     o_m = i_block * M + tl.arange(0, M)
     o_d = tl.arange(0, D)
     m_m = (o_m < length)[:, None]
@@ -90,8 +91,11 @@ def query_gradient_kernel(
             b_p = tl.where(in_band(o_m[:, None] - o_n[None, :], HISTORY), b_p, 0.0)
         b_dp = tl.dot(b_do, tl.trans(b_v), input_precision=PRECISION)
         if DROPOUT > 0:
-            b_dp = drop(b_dp, seed, o_m.to(tl.int64)[:, None] * length + o_n[None, :], DROPOUT)
-        b_ds = (b_p * (b_dp - b_delta[:, None])).to(b_k.dtype)
+            o_row = (o_m * ROW + first)[:, None]
+            b_ds = kept(b_p, key, o_row, tl.arange(0, M)[None, :], 8, DROPOUT) * b_dp - b_p * b_delta[:, None]
+        else:
+            b_ds = b_p * (b_dp - b_delta[:, None])
+        b_ds = b_ds.to(b_k.dtype)
         b_dq = tl.dot(b_ds, b_k, b_dq, input_precision=PRECISION)
     tl.store(p_grad_qkv + p_q, (b_dq * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_m)
 
@@ -119,11 +123,12 @@ def key_value_gradient_kernel(
     SCALE: tl.constexpr,
     M: tl.constexpr,
     HISTORY: tl.constexpr,
+    LARGER: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block, i_row, o_qkv, o_out = _program(inner, blocks, s_outer, s_inner, s_out_outer, s_out_inner, H, D)
-    seed = seed_of(p_seed, WEIGHTS + i_row, DROPOUT)
+    key = key_of(p_seed, WEIGHTS, i_row, DROPOUT)
     o_n = i_block * M + tl.arange(0, M)
     o_d = tl.arange(0, D)
     m_n = (o_n < length)[:, None]
@@ -147,16 +152,18 @@ def key_value_gradient_kernel(
         if HISTORY > 0:
             b_p = tl.where(in_band(o_m[None, :] - o_n[:, None], HISTORY), b_p, 0.0)
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
-        b_dropped = b_p
         if DROPOUT > 0:
-            o = o_m.to(tl.int64)[None, :] * length + o_n[:, None]
-            b_dp = drop(b_dp, seed, o, DROPOUT)
-            b_dropped = drop(b_p, seed, o, DROPOUT)
-        b_dv = tl.dot(b_dropped.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
-        b_ds = (b_p * (b_dp - b_delta[None, :])).to(b_q.dtype)
+            o_row = (o_m * ROW + i_block * M)[None, :]
+            b_kept = kept(b_p, key, o_row, tl.arange(0, M)[:, None], 8, DROPOUT)
+            b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+            b_ds = b_kept * b_dp - b_p * b_delta[None, :]
+        else:
+            b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+            b_ds = b_p * (b_dp - b_delta[None, :])
+        b_ds = b_ds.to(b_q.dtype)
         b_dk = tl.dot(b_ds, b_q, b_dk, input_precision=PRECISION)
     tl.store(p_grad_qkv + p_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
-    tl.store(p_grad_qkv + p_k + H * D, b_dv.to(p_grad_qkv.dtype.element_ty), mask=m_n)
+    tl.store(p_grad_qkv + p_k + H * D, (b_dv * LARGER).to(p_grad_qkv.dtype.element_ty), mask=m_n)
 
 
 def padded_length(length: int, element_size: int, history: int) -> int:

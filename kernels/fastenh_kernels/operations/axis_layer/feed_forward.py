@@ -14,7 +14,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 
@@ -118,26 +118,29 @@ def project_feed_forward_kernel(
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_y = tl.dot(b_a, tl.trans(b_w), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
-            b_x += drop(b_y, seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
+            b_x += drop(b_y, key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
         else:
             b_x = b_y  # the residual rides in the accumulator
         if KEEP:
             tl.store(p_mid + o_tile + o_mc, b_x.to(p_mid.dtype.element_ty), mask=m_m)
         b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
         b_n = b_n.to(p_out_weight.dtype.element_ty)
-        b_y = row_of(p_down_bias, o_c) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
+        b_y = row_of(p_down_bias, o_c) * (1.0 - DROPOUT) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
+        key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_h = tl.maximum(b_h, 0.0)
             if DROPOUT > 0:
-                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
-                b_h = drop(b_h, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
+                b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
             b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
-            b_y = b_x + drop(b_y, seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
+            b_y *= 1.0 / ((1.0 - DROPOUT) * (1.0 - DROPOUT))
+            b_y = b_x + kept(b_y, key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
         tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 
@@ -207,7 +210,7 @@ def _tiles(x: Tensor, hidden: int, dropout: float) -> Tiles:
         if width == 64:  # blocks of 64 x 64 of both matrices came out wrong on an H200 (benchmarks/NOTES.md)
             units = 128 if hidden % 128 == 0 else 32
         columns = columns_of(width) if x.dtype == torch.float16 else width  # bfloat16 does not spill
-        return Tiles(32 if dropout else 128, units, columns, 8, 2, True)
+        return Tiles(128, units, 64 if dropout else columns, 8, 2, True)
     if x.element_size() == 2:
         stages = 1 if tensor_memory(x.device) else 2  # two have 30 spill instructions there
         return Tiles(32 if dropout else 64, 64, width, 8, stages, False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, columns_of, has_descriptors, load_weights
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, seed_of
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, keeps, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 
@@ -56,7 +56,7 @@ def feed_forward_gradient_kernel(
     o_k = tl.arange(0, K)
     o_m = tl.arange(0, M)
     o_mc = o_m[:, None] * C + o_c[None, :]
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1):
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
         m_m = o_m[:, None] < rows - tile * M
         o_tile = tile * (M * C)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
@@ -64,41 +64,55 @@ def feed_forward_gradient_kernel(
         b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(p_out_weight.dtype.element_ty)
         tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0)  # [M, C]
+        p_tile_sums = p_sums + tile * (2 * C) + o_c
         if DROPOUT > 0:
-            b_dy = drop(b_dy.to(tl.float32), seed_of(p_seed, FEED_FORWARD, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
+            b_dy = drop(b_dy.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
+            tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
             b_dy = b_dy.to(p_dropped_y.dtype.element_ty)
             tl.store(p_dropped_y + o_tile + o_mc, b_dy, mask=m_m)
+            tl.debug_barrier()
+            b_dy = tl.load(p_dropped_y + o_tile + o_mc, mask=m_m, other=0.0)
+            b_n = tl.load(p_normed + o_tile + o_mc, mask=m_m, other=0.0)
         b_dn = tl.zeros([M, C], tl.float32)
+        key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_dh = tl.dot(b_dy, b_down, input_precision=PRECISION)  # [M, N]
+            m_h = b_h > 0.0
             if DROPOUT > 0:
-                o_h = (tile * M + o_m)[:, None] * HIDDEN + (first + o_n)[None, :]
-                b_dh = drop(b_dh, seed_of(p_seed, HIDDEN_UNITS, DROPOUT), o_h, DROPOUT)
-            b_dh = tl.where(b_h > 0.0, b_dh, 0.0).to(b_dy.dtype)
+                m_h &= keeps(key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
+            b_dh = tl.where(m_h, b_dh, 0.0).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
+        again = tile
+        if (
+            DROPOUT > 0
+        ):  # registers are few: what the compiler does not know to be the tile is not kept, but counted again
+            again += tl.minimum(tiles - 1 - tl.cast(tile, tl.int32), 0)
+        if DROPOUT > 0:
+            b_dn *= 1.0 / (1.0 - DROPOUT)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
         b_x, b_inverse = standardise(b_x, C, EPS)
-        p_tile_sums = p_sums + tile * (2 * C) + o_c
         tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
         b_dx = through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
-        if DROPOUT > 0:
-            tl.store(p_tile_sums + C, tl.sum(b_dy.to(tl.float32), 0))
         b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
         if DROPOUT == 0:
             tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
         b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
         tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
         if DROPOUT > 0:
-            b_dx = drop(b_dx.to(tl.float32), seed_of(p_seed, PROJECTION, DROPOUT), o_tile + o_mc, DROPOUT)
+            key, o_draw = row_draws(p_seed, PROJECTION, again * M, o_m, C, DROPOUT)
+            b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
             b_dx = b_dx.to(p_out_weight.dtype.element_ty)
             tl.store(p_dropped_mid + o_tile + o_mc, b_dx, mask=m_m)
+            tl.debug_barrier()
+            b_dx = tl.load(p_dropped_mid + o_tile + o_mc, mask=m_m, other=0.0)
         for first in tl.range(0, C, K, num_stages=1):
-            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            b_w = tl.load(p_out_weight + (again - tile) + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_da = tl.dot(b_dx, b_w, input_precision=PRECISION)
-            p_da = p_grad_attended + o_tile + first + o_m[:, None] * C + o_k[None, :]
+            p_da = p_grad_attended + again * (M * C) + first + o_m[:, None] * C + o_k[None, :]
             tl.store(p_da, b_da.to(p_grad_attended.dtype.element_ty), mask=m_m)
 
 
@@ -144,9 +158,9 @@ def feed_forward_weights_kernel(
         b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
         b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
         if DROPOUT > 0:
-            seed = seed_of(p_seed, HIDDEN_UNITS, DROPOUT)
-            o_h = (tile * M + o_m)[None, :] * HIDDEN + o_n[:, None]
-            b_h, b_dh = drop(b_h, seed, o_h, DROPOUT), drop(b_dh, seed, o_h, DROPOUT)
+            key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
+            b_h = drop(b_h, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
+            b_dh = drop(b_dh, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
         b_grad_bias += tl.sum(b_dh, 1)
         b_grad_down = tl.dot(b_h.to(b_dy.dtype), b_dy, b_grad_down, input_precision=PRECISION)
         b_grad_up = tl.dot(b_dh.to(b_n.dtype), b_n, b_grad_up, input_precision=PRECISION)
@@ -224,7 +238,7 @@ def launch_feed_forward_gradient(
 def _tiles(x: Tensor, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
-        return Tiles(32 if dropout else 128, 64, columns_of(width), 8, 2, True)
+        return Tiles(128, 64, columns_of(width), 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
     return Tiles(16, 32, 32, 8, 1, False)
