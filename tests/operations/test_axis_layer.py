@@ -5,6 +5,7 @@ import torch
 from dropout_again import DROPOUT, SEED, layer_with_masks
 from parity import (
     RULES,
+    as_double,
     check,
     check_gradients,
     kernel_of,
@@ -12,9 +13,11 @@ from parity import (
     randn,
     reference_of,
     relative,
+    rounded,
     textbook_layer,
     twice,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastenh_kernels
 from fastenh_kernels import AxisLayerWeights, backend
@@ -201,12 +204,41 @@ def test_what_the_kernel_does_not_serve_goes_to_the_reference(interpreted, width
     assert operation.pick(*arguments) is operation.reference
 
 
+class Activated(TorchDispatchMode):
+    """Keeps what ReLU was given last."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function is torch.ops.aten.relu.default:
+            self.units = arguments[0]
+        return function(*arguments, **(options or {}))
+
+
+def clear_of_zero(layer, arguments, dtype):
+    """Input and weights, rounded to ``dtype``, with a bias of the hidden units that leaves none of them near zero.
+
+    There a rounding decides whether ReLU passes the gradient, and a few such units make up nearly all of the error in
+    16 bit (benchmarks/NOTES.md). For each unit zero moves to the middle of the widest gap between its values.
+    """
+    arguments = [rounded(a, dtype) for a in arguments]
+    with Activated() as activated:
+        layer(*map(as_double, arguments))
+    units = activated.units.flatten(0, -2).sort(0).values
+    rows = len(units)
+    units = units[rows // 4 : rows - rows // 4]  # so that each is on in some rows and off in others
+    if len(units) > 1:
+        gap, place = units.diff(dim=0).max(0)
+        bias = 1 + AxisLayerWeights._fields.index("up_bias")
+        arguments[bias] = (arguments[bias] - units.gather(0, place[None])[0] - gap / 2).to(dtype)
+    return arguments
+
+
 @AXES
 @pytest.mark.parametrize(("b", "t", "f"), [(1, 1, 1), (2, 1, 2), (1, 1, 65), (1, 17, 2)])
 def test_gradient(target, axis, b, t, f):
     """Of the input and of all twelve weights."""
     torch.manual_seed(0)
-    check_gradients(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
+    arguments = clear_of_zero(plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target[1])
+    check_gradients(kernel(axis), plain(axis), arguments, target)
 
 
 # lengths and bands that take other kernels where nothing is hidden: all of a layer, or the norm with attention, at once
@@ -221,9 +253,10 @@ def test_kernel_of_a_history(target, axis, t, f, history):
 
 @pytest.mark.parametrize(("t", "history"), [(19, 1), (19, 3), (35, 40), pytest.param(67, 40, marks=pytest.mark.slow)])
 def test_gradient_of_a_history(target, t, history):
-    torch.manual_seed(1)  # of 0 a hidden unit is within rounding of zero
+    torch.manual_seed(0)
     ours, theirs = kernel("time", history=history), plain("time", history=history)
-    check_gradients(ours, theirs, (randn(1, t, 2, 64), *layer_weights(64, 128)), target)
+    arguments = clear_of_zero(theirs, (randn(1, t, 2, 64), *layer_weights(64, 128)), target[1])
+    check_gradients(ours, theirs, arguments, target)
 
 
 def test_gradient_is_the_same_bits_again(target):
@@ -243,7 +276,7 @@ def test_dropout_is_drawn_again_in_the_backward_pass(target, axis, length):
         return layer_with_masks(x, AxisLayerWeights(*weights), 2, axis)
 
     check(ours, masked, (randn(*shape), *layer_weights(64, 64)), target)
-    check_gradients(ours, masked, (randn(*shape), *layer_weights(64, 64)), target)
+    check_gradients(ours, masked, clear_of_zero(masked, (randn(*shape), *layer_weights(64, 64)), target[1]), target)
 
 
 def test_dropout_follows_the_seed_of_torch(interpreted):

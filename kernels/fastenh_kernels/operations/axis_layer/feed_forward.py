@@ -72,6 +72,12 @@ def load_weights(p, o_row, o_column, first_row, first_column, WIDTH: tl.constexp
     return b
 
 
+@triton.jit
+def counted_again(tile, tiles):
+    """The same tile, which the compiler does not know: what follows from it is not held in registers meanwhile."""
+    return tile + tl.minimum(tiles - 1 - tl.cast(tile, tl.int32), 0)
+
+
 @triton.jit(do_not_specialize=["rows", "tiles", "programs"])
 def project_feed_forward_kernel(
     p_attended,  # (rows, C)
@@ -107,7 +113,8 @@ def project_feed_forward_kernel(
     o_n = tl.arange(0, N)
     o_m = tl.arange(0, M)
     o_mc = o_m[:, None] * C + o_c[None, :]
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1):
+    for i_tile in tl.range(tl.program_id(0), tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
+        tile = tl.cast(i_tile, tl.int64)
         m_m = o_m[:, None] < rows - tile * M
         o_tile = tile * (M * C)
         b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
@@ -138,6 +145,8 @@ def project_feed_forward_kernel(
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
+            tile = tl.cast(counted_again(i_tile, tiles), tl.int64)  # registers are few
+            o_tile, m_m = tile * (M * C), o_m[:, None] < rows - tile * M
             key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
             b_y *= 1.0 / ((1.0 - DROPOUT) * (1.0 - DROPOUT))
             b_y = b_x + kept(b_y, key, o_draw[:, None], o_c[None, :], 1, DROPOUT)

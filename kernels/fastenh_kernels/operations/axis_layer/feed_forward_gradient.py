@@ -13,7 +13,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, columns_of, has_descriptors, load_weights
+from fastenh_kernels.operations.axis_layer.feed_forward import (
+    Tiles,
+    columns_of,
+    counted_again,
+    has_descriptors,
+    load_weights,
+)
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, keeps, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, processors, size, warpgroups
@@ -87,11 +93,8 @@ def feed_forward_gradient_kernel(
             b_dh = tl.where(m_h, b_dh, 0.0).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
         again = tile
-        if (
-            DROPOUT > 0
-        ):  # registers are few: what the compiler does not know to be the tile is not kept, but counted again
-            again += tl.minimum(tiles - 1 - tl.cast(tile, tl.int32), 0)
         if DROPOUT > 0:
+            again = counted_again(tile, tiles)  # registers are few
             b_dn *= 1.0 / (1.0 - DROPOUT)
         b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
         b_x, b_inverse = standardise(b_x, C, EPS)
