@@ -27,7 +27,7 @@ def affine_silu_kernel(
     o_row = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)[:, None]
     o_x = o_row * C + tl.arange(0, C)[None, :]
     b_x = tl.load(p_x + o_x, mask=o_row < rows, other=0.0).to(tl.float32)
-    tl.store(p_y + o_x, silu(b_x * b_scale + b_shift).to(p_y.dtype.element_ty), mask=o_row < rows)
+    tl.store(p_y + o_x, silu(b_x * b_scale + b_shift, p_y.dtype.element_ty).to(p_y.dtype.element_ty), mask=o_row < rows)
 
 
 def launch_affine_silu(x: Tensor, affine: Tensor) -> Tensor:

@@ -52,10 +52,10 @@ def band_convolution_kernel(
     for t in tl.range(first, frames, programs):
         b_x = tl.load(p_x + t * (M * C) + o_x)
         if ACTIVE:
-            b_x = silu(b_x.to(tl.float32) * b_scale + b_shift)
+            b_x = silu(b_x.to(tl.float32) * b_scale + b_shift, dtype)
         if MIX:
             b_skip = tl.load(p_skip + t * (M * C) + o_x).to(tl.float32)
-            b_skip = silu(b_skip * b_skip_scale + b_skip_shift).to(dtype)
+            b_skip = silu(b_skip * b_skip_scale + b_skip_shift, dtype).to(dtype)
             b_y = tl.dot(b_x.to(dtype), b_w0, input_precision=PRECISION)
             b_y = tl.dot(b_skip, b_w1, b_y, input_precision=PRECISION)
         else:
