@@ -189,7 +189,7 @@ def launch_resident_gradient(
         programs,
         cost,
         num_warps=sizes.warps,
-        num_stages=2 if common["DROPOUT"] else 1,  # one spills with dropout before Triton 3.7
+        num_stages=2 if common["DROPOUT"] else 1,  # one stage spills with dropout in Triton 3.6
         **common,
         M0=sizes.rows0,
         M1=sizes.rows1,

@@ -74,7 +74,8 @@ def load_weights(p, o_row, o_column, first_row, first_column, WIDTH: tl.constexp
 
 @triton.jit
 def counted_again(tile, tiles):
-    """The same tile, which the compiler does not know: what follows from it is not held in registers meanwhile."""
+    """The same tile, but the compiler does not know that. So it computes what depends on the tile again, instead of
+    holding it in registers."""
     return tile + tl.minimum(tiles - 1 - tl.cast(tile, tl.int32), 0)
 
 
@@ -113,7 +114,9 @@ def project_feed_forward_kernel(
     o_n = tl.arange(0, N)
     o_m = tl.arange(0, M)
     o_mc = o_m[:, None] * C + o_c[None, :]
-    for i_tile in tl.range(tl.program_id(0), tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
+    # dropout fills the registers; without it float16 spills where the counter has 32 bits
+    first_tile = tl.program_id(0) if DROPOUT > 0 else tl.program_id(0).to(tl.int64)
+    for i_tile in tl.range(first_tile, tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
         tile = tl.cast(i_tile, tl.int64)
         m_m = o_m[:, None] < rows - tile * M
         o_tile = tile * (M * C)
