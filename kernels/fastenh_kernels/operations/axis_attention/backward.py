@@ -84,7 +84,7 @@ def launch_axis_attention_backward(
     length, width = qkv.shape[along], out.shape[3] // heads
     grad_out, grad_qkv = grad_out.contiguous(), torch.empty_like(qkv)
     resident = None if history else resident_blocks(qkv, width, length, dropout)
-    padded = resident.rows if resident else padded_length(length, qkv.element_size(), history)
+    padded = resident.rows if resident else padded_length(length, qkv.element_size(), bool(history or dropout))
     larger = 1 / (1 - dropout)
     statistics = _row_statistics(grad_out, out, lse, heads, axis, padded, larger)
     common = {

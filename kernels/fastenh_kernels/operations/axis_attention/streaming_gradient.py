@@ -166,16 +166,16 @@ def key_value_gradient_kernel(
     tl.store(p_grad_qkv + p_k + H * D, (b_dv * LARGER).to(p_grad_qkv.dtype.element_ty), mask=m_n)
 
 
-def padded_length(length: int, element_size: int, history: int) -> int:
-    """In whole blocks."""
-    block, _ = _block_of(length, element_size, history)
+def padded_length(length: int, element_size: int, masked: bool) -> int:
+    """In whole blocks. ``masked``: by a history or by dropout."""
+    block, _ = _block_of(length, element_size, masked)
     return triton.cdiv(length, block) * block
 
 
-def _block_of(length: int, element_size: int, history: int) -> tuple[int, int]:
+def _block_of(length: int, element_size: int, masked: bool) -> tuple[int, int]:
     """(rows or keys at a time, warps)."""
     sizes = _BLOCKS[element_size]
-    if history and length > min(sizes):
+    if masked and length > min(sizes):
         return sizes[max(sizes)]  # one warp with 32 has no registers for the mask
     return next(size for longest, size in sizes.items() if length <= longest)
 
@@ -184,7 +184,7 @@ def launch_streaming_gradient(programs: int, grad_out: Tensor, statistics: Tenso
     """``common``: what all kernels of the gradient take; ``programs``: one for every sequence of a head."""
     length, padded = common["length"], statistics.shape[2]
     history = common["HISTORY"]
-    block, warps = _block_of(length, grad_out.element_size(), history)
+    block, warps = _block_of(length, grad_out.element_size(), bool(history or common["DROPOUT"]))
     blocks = triton.cdiv(length, block)
     for kernel, products, own in ((query_gradient_kernel, 3, 3), (key_value_gradient_kernel, 4, 4)):
 
