@@ -10,8 +10,7 @@ import numpy as np
 import onnxruntime
 import soundfile
 
-RATE = 16_000
-SPAN, CONTEXT, FADE = 57_280, 4_000, 6_400  # samples: kept of a window, heard on both sides, faded over
+RATE, SPAN, CONTEXT, FADE = 16_000, 57_280, 4_000, 6_400  # Hz; samples kept of a window, heard beside, faded over
 WINDOW, GRAIN = SPAN + 2 * CONTEXT, 8_192  # the last window is longer by multiples of the grain, as in the toolkit
 
 
@@ -21,10 +20,11 @@ def enhance(session: onnxruntime.InferenceSession, noisy: np.ndarray) -> np.ndar
     last = WINDOW - min(0, (WINDOW + before * SPAN - noisy.size) // GRAIN) * GRAIN  # its length
     starts = [*range(0, before * SPAN, SPAN), noisy.size - last if before else 0]
     rising, enhanced = ((np.arange(FADE) + 0.5) / FADE).astype(np.float32), np.zeros_like(noisy)
+    heard = np.pad(noisy, (0, max(0, last - noisy.size) if noisy.size > WINDOW else 0), "reflect")
     for index, start in enumerate(starts if noisy.size else []):
-        window = session.run(None, {"waveform": noisy[None, start:][:, : last if index == before else WINDOW]})[0][0]
+        window = session.run(None, {"waveform": heard[None, start:][:, : last if index == before else WINDOW]})[0][0]
         begin = index * SPAN + CONTEXT - FADE // 2 if index else 0  # where it takes over from the one before
-        fresh = window[begin - start :]
+        fresh = window[begin - start : noisy.size - start]
         if index:
             fresh[:FADE] = fresh[:FADE] * rising + enhanced[begin : begin + FADE] * (1 - rising)
         enhanced[begin : begin + fresh.size] = fresh

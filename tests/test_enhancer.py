@@ -101,7 +101,7 @@ def test_a_constant_mask_returns_the_input_across_the_seams():
 
 def test_what_fits_one_window_is_the_plain_model_call(tiny_model):
     enhancer = short_spans(tiny_model, dtype="float32")
-    for length in (1, 1000, enhancer.spans.window, enhancer.spans.longest):
+    for length in (1, 1000, enhancer.spans.window):
         signal = voice(length)
         with torch.inference_mode():
             plain = tiny_model(torch.from_numpy(signal)[None])[0].numpy()
@@ -199,8 +199,8 @@ def test_attenuation_limit(db):
 
 def test_level_scales_through(tiny_model):
     signal = voice(30_000) + noise(30_000)
-    enhancer = short_spans(tiny_model)
-    np.testing.assert_allclose(enhancer(signal * 0.03, 16_000) / 0.03, enhancer(signal, 16_000), atol=1e-4)
+    enhancer = short_spans(tiny_model, dtype="float32")
+    np.testing.assert_allclose(enhancer(signal * 0.03, 16_000) / 0.03, enhancer(signal, 16_000), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -197,11 +197,11 @@ class Enhancer:
         last = cutter.finish()
         if last is not None:
             start, window = last
-            pending.append([engine.submit(channel) for channel in window])
+            pending.append([engine.submit(channel) for channel in self.spans.reflected(window)])
             engine.flush()
             while len(pending) > 1:
                 yield joiner.feed(_gather(pending.popleft()))
-            yield joiner.feed(_gather(pending.popleft()), start)
+            yield joiner.feed(_gather(pending.popleft())[:, : window.shape[1]], start)
 
     def run(self, windows: list[np.ndarray]) -> list[np.ndarray]:
         """Run the model on windows (L,) of one length at 16 kHz; where memory runs out, in halves from then on.
