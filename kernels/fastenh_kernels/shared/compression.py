@@ -28,3 +28,8 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(
         [real * other_real - imaginary * other_imaginary, real * other_imaginary + imaginary * other_real], -1
     )
+
+
+def as_frames(spectrum: Tensor) -> Tensor:
+    """Complex (B, F, T) -> real pairs (B, T, F, 2), contiguous: as the kernels read it."""
+    return torch.view_as_real(spectrum.transpose(1, 2).contiguous())

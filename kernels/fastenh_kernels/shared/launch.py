@@ -145,7 +145,8 @@ def _chunk_of(length: int, tiles: int, processors: int, least: int) -> int:
         turns = triton.cdiv(tiles * triton.cdiv(length, chunk), processors)
         return turns * (chunk + 2) * (11 if turns == 1 else 10)
 
-    return min(range(least, max(least, 2 * triton.cdiv(length * tiles, processors)) + 1), key=steps)
+    longest = min(length, 2 * triton.cdiv(length * tiles, processors))
+    return min(range(least, max(least, longest) + 1), key=steps)
 
 
 def parts_of(tiles: int, blocks: int, device: torch.device) -> int:

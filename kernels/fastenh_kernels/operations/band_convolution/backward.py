@@ -16,11 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.band_convolution.forward import (
-    band_convolution_operator,
-)
+from fastenh_kernels.operations.band_convolution.forward import band_convolution_operator
 from fastenh_kernels.shared.bands import shifted, silu_with_slope
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
+from fastenh_kernels.shared.moments import gradient_of_moments
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 
@@ -50,10 +49,10 @@ def band_convolution_backward_kernel(
     p_affine,  # (2, C)
     p_skip,  # as grad
     p_skip_affine,  # (2, C)
-    p_weight,  # (3, C, C): from channel, to channel; with MIX (2, C, C): for x and for the skip
+    p_weight,  # (4 C, C): to channel by the taps and nothing, from channel; with MIX (C, 2 C): for x and for the skip
     p_grad_x,  # as grad
     p_grad_skip,  # as grad
-    p_weights,  # (programs, 3 or 2, C, C), float32: from channel, to channel
+    p_weights,  # (programs, 4 C, C), float32: as p_weight; with MIX (programs, 2 C, C): from channel, to channel
     p_sums,  # (programs, 4, C), float32: of the gradients of scale, shift, and those of the skip
     frames,
     programs,
@@ -211,16 +210,9 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(y, mean, *inputs)
 
 
-def gradient_of_moments(y: Tensor, mean: Tensor, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-    """(2, C), slope and offset of what the gradient of the moments adds to that of y."""
-    count = max(1, y.numel() // y.shape[3])
-    slope = 2 / count * grad_var
-    return torch.stack([slope, grad_mean / count - slope * mean])
-
-
 def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
     y, mean, x, affine, weight, skip, skip_affine = ctx.saved_tensors
-    moments = gradient_of_moments(y, mean, grad_mean, grad_var)
+    moments = torch.stack(gradient_of_moments(y.numel() // y.shape[3], mean, grad_mean, grad_var))
     found = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine)
     inputs = (x, weight, affine, skip, skip_affine)
     gradients = iter(as_dtypes_of(found, [tensor for tensor in inputs if tensor is not None]))

@@ -11,10 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.upsampled_moments.forward import combined_moments
 from fastenh_kernels.shared.bands import shifted, silu
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
-from fastenh_kernels.shared.moments import store_moments
+from fastenh_kernels.shared.moments import combined_moments, store_moments
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 

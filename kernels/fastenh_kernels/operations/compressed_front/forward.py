@@ -3,13 +3,12 @@ and adds its part to the three frames that need it."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.bands import log2, silu
-from fastenh_kernels.shared.compression import EPS
+from fastenh_kernels.shared.compression import EPS, as_frames
 from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, operator
@@ -86,7 +85,7 @@ def launch_compressed_front(spectrum: Tensor, weight: Tensor, bias: Tensor, powe
     """In the dtype of the weight."""
     y = _shape(spectrum, weight, bias, power, ahead)
     batch, _, frames = spectrum.shape
-    pairs = torch.view_as_real(spectrum.transpose(1, 2).contiguous())
+    pairs = as_frames(spectrum)
     chunk = chunk_of(frames, batch, spectrum.device, least=4)
     chunks = triton.cdiv(frames, chunk)
 

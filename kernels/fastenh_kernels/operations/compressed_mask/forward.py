@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.bands import log2, neighbours_of
-from fastenh_kernels.shared.compression import EPS
+from fastenh_kernels.shared.compression import EPS, as_frames
 from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.operators import autocast_dtype, operator
 
@@ -109,7 +109,7 @@ def launch_compressed_mask(
 ) -> Tensor:
     """x and weight in one dtype."""
     batch, frames, _, channels = x.shape
-    pairs = torch.view_as_real(spectrum.transpose(1, 2).contiguous())
+    pairs = as_frames(spectrum)
     out = torch.empty_like(pairs)
     chunk = chunk_of(frames, batch, x.device, least=4)
     chunks = triton.cdiv(frames, chunk)

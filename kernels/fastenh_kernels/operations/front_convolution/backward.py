@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.band_convolution.backward import gradient_of_moments
 from fastenh_kernels.operations.compressed_front.forward import features_of
-from fastenh_kernels.operations.front_convolution.forward import BANDS, chunks_of, front_convolution_operator, pairs_of
-from fastenh_kernels.shared.compression import EPS
+from fastenh_kernels.operations.front_convolution.forward import BANDS, chunks_of, front_convolution_operator
+from fastenh_kernels.shared.compression import EPS, as_frames
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.moments import gradient_of_moments
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import operator, single
 
@@ -80,7 +80,7 @@ def launch_front_convolution_backward(
         p_grad=grad.contiguous(),
         p_y=y,
         p_moments=moments,
-        p_spectrum=pairs_of(spectrum),
+        p_spectrum=as_frames(spectrum),
         p_weights=weights,
         frames=frames,
         chunk=chunk,
@@ -112,7 +112,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
 
 def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
     y, mean, spectrum, weight = ctx.saved_tensors
-    moments = gradient_of_moments(y, mean, grad_mean, grad_var)
+    moments = torch.stack(gradient_of_moments(y.numel() // y.shape[3], mean, grad_mean, grad_var))
     found = front_convolution_backward(grad, moments, y, spectrum, weight, ctx.power, ctx.ahead)
     return None, found.to(weight.dtype), None, None, None
 

@@ -8,10 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.compressed_front.forward import features_of, front_matrix
-from fastenh_kernels.operations.upsampled_moments.forward import combined_moments
-from fastenh_kernels.shared.compression import EPS
+from fastenh_kernels.shared.compression import EPS, as_frames
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
-from fastenh_kernels.shared.moments import store_moments
+from fastenh_kernels.shared.moments import combined_moments, store_moments
 from fastenh_kernels.shared.operators import autocast_dtype, operator
 
 BANDS = 64
@@ -81,7 +80,7 @@ def launch_front_convolution(
         cost,
         num_warps=4,
         num_stages=1,
-        p_spectrum=pairs_of(spectrum),
+        p_spectrum=as_frames(spectrum),
         p_weight=weight,
         p_y=y,
         p_parts=parts,
@@ -102,11 +101,6 @@ def chunks_of(frames: int, batch: int, device: torch.device) -> tuple[int, int]:
     """Frames of a program and programs of a clip, no more in all than fill the device twice, or once for few frames."""
     chunk = max(1, triton.cdiv(frames, max(1, parts_of(frames * batch, 1, device) // max(batch, 1))))
     return chunk, triton.cdiv(frames, chunk)
-
-
-def pairs_of(spectrum: Tensor) -> Tensor:
-    """Complex (B, F, T) -> (B, T, F, 2), contiguous."""
-    return torch.view_as_real(spectrum.transpose(1, 2).contiguous())
 
 
 def _shapes(

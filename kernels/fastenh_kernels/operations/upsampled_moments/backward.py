@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.upsampled_moments.forward import upsampled_moments
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.moments import gradient_of_moments
 from fastenh_kernels.shared.operators import like, operator
 from fastenh_kernels.shared.upsampling import band_blocks
 
@@ -62,7 +63,7 @@ def launch_upsampled_moments_backward(
     """The gradient of z, from those of mean and variance, each (C,); ``mean`` as ``upsampled_moments`` gave it."""
     batch, frames, bands, taps, channels = z.shape
     grad_z = like(z)
-    slope = 2 * grad_var / (bins * batch * frames)
+    slope, offset = gradient_of_moments(bins * batch * frames, mean, grad_mean, grad_var)
     tables = band_blocks(bands, bins, z.dtype, z.device)
     blocks, m, k = tables.around.shape
     groups = triton.cdiv(batch * frames, _FRAMES)
@@ -83,7 +84,7 @@ def launch_upsampled_moments_backward(
         p_ones=tables.ones,
         p_bounds=tables.bounds,
         p_slope=slope,
-        p_offset=grad_mean / (bins * batch * frames) - slope * mean,
+        p_offset=offset,
         p_grad_z=grad_z,
         total=batch * frames,
         blocks=blocks,

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.moments import combined_moments
 from fastenh_kernels.shared.operators import operator
 from fastenh_kernels.shared.upsampling import upsampling_blocks
 
@@ -103,16 +104,6 @@ def launch_upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     )
     means, squares, counts = parts.split([channels, channels, 1], 1)
     return combined_moments(counts, means, squares)
-
-
-def combined_moments(counts: Tensor, means: Tensor, squares: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance, each (C,), of parts.
-
-    counts: (parts, 1); means, squares: (parts, C), squares the sums of squared deviations from a part's own mean.
-    """
-    total = counts.sum()
-    mean = (means * (counts / total)).sum(0)
-    return mean, (squares + counts * (means - mean).square()).sum(0) / total
 
 
 def _shapes(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
