@@ -69,7 +69,7 @@ case $part in
       echo "compute-sanitizer does not start here: sanitizer.txt" >&2
       exit 1
     fi
-    for tool in memcheck racecheck; do
+    for tool in racecheck memcheck; do
       say "$tool.txt" compute-sanitizer --tool "$tool" python3 -m pytest -q -m gpu tests/operations \
         -k "cuda-bfloat16 and 65 and not seventy"
     done

@@ -265,7 +265,7 @@ def test_rehearsal_on_a_gpu(rehearse):
     order = {
         "prove": ["benchmarks.proof", "fastenh info", "benchmarks.gpu --clips 64"],
         "check": ["-c import xdist", "pytest -q -m gpu -n 8", "--backend reference", "--backend triton", "evaluate"],
-        "memcheck": ["python3 -c import torch", "memcheck python3 -m pytest", "racecheck python3 -m pytest"],
+        "memcheck": ["python3 -c import torch", "racecheck python3 -m pytest", "memcheck python3 -m pytest"],
         "bench": ["benchmarks.gpu --minutes 7"],
         "bench-training": ["benchmarks.gpu --part training --minutes 6"],
         "train": ["fastenh train dpt_complex"],
