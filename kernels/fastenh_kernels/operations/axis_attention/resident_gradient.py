@@ -53,17 +53,15 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
     b_p = tl.exp2(tl.minimum(b_s * SCALE - b_lse[None, :], 0.0))
     if ROUNDED and DROPOUT == 0:
         b_p = b_p.to(b_do.dtype)
-    b_kept = b_p
-    if DROPOUT > 0:
-        o_row = (o_m * ROW + first)[None, :]
     b_delta = tl.load(p_row + PADDED + o_m)
     if DROPOUT > 0:
+        o_row = (o_m * ROW + first)[None, :]
         b_dp = tl.dot(b_v, tl.trans(b_do), input_precision=PRECISION)
         b_kept = keeps(key, o_row, tl.arange(0, b_k.shape[0])[:, None], 8, DROPOUT)
         b_ds = (b_p * (tl.where(b_kept, b_dp, 0.0) - b_delta[None, :])).to(b_q.dtype)
         b_dv = tl.dot(tl.where(b_kept, b_p, 0.0).to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
     else:
-        b_dv = tl.dot(b_kept.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
+        b_dv = tl.dot(b_p.to(b_do.dtype), b_do, b_dv, input_precision=PRECISION)
         b_dp = tl.dot(b_v, tl.trans(b_do), tl.zeros_like(b_s) - b_delta[None, :], input_precision=PRECISION)
         if ROUNDED:
             b_dp = b_dp.to(b_q.dtype)
