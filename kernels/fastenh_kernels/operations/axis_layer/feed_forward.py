@@ -17,6 +17,7 @@ from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
+from fastenh_kernels.shared.relu import relu
 
 # Before Triton 3.7 kernels of 128 rows spill (4 or 8 instructions) that read the projection's matrix whole, with 3.7
 # those that read it in halves.
@@ -141,10 +142,9 @@ def project_feed_forward_kernel(
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
-            b_h = tl.maximum(b_h, 0.0)
             if DROPOUT > 0:
                 b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
-            b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
+            b_h = relu(b_h, p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         if DROPOUT > 0:

@@ -26,6 +26,7 @@ from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of
+from fastenh_kernels.shared.relu import relu
 
 WIDTH, HEADS, HIDDEN = 64, 2, 128  # channels of the layer, its heads, hidden units
 _BANDS, _ROWS = 32, 64  # of a sequence, of a block
@@ -132,7 +133,7 @@ def feed_forward(b_x, weights, M: tl.constexpr, C: tl.constexpr, EPS: tl.constex
     b_up, b_up_bias, b_down, b_down_bias = weights
     b_n = standard(b_x, C, EPS, b_up.dtype)
     b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION)
-    b_h = tl.maximum(plus_bias(b_h, b_up_bias, M, PRECISION), 0.0).to(b_up.dtype)  # [M, HIDDEN]
+    b_h = relu(plus_bias(b_h, b_up_bias, M, PRECISION), b_up.dtype)  # [M, HIDDEN]
     b_x = plus_bias(b_x, b_down_bias, M, PRECISION)
     return tl.dot(b_h, tl.trans(b_down), b_x, input_precision=PRECISION)
 
