@@ -14,7 +14,6 @@ import fastenh_kernels
 from fastenh.models.batch_norm import moments_of_all, processes, update_running
 from fastenh.models.blocks import AxisLayer, bias_of, fold_batch_norm
 from fastenh_kernels.operations import front_convolution
-from fastenh_kernels.operations.axis_attention import Axis
 from fastenh_kernels.shared.compression import compress
 
 _STRIDE = 4  # bins a convolved band
@@ -200,14 +199,13 @@ def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan
     front, front_bias = weights["front"]
     x = fastenh_kernels.compressed_front(spectrum, front, front_bias, plan.compression, plan.ahead)
     y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
-    axis: Axis
     for number in range(plan.layers):
-        axis, history = ("frequency", 0) if number % 2 else ("time", plan.history)
-        if axis == "time":
-            norm_weight, norm_bias, taps, taps_bias = weights[f"taps{number}"]
-            y = fastenh_kernels.norm_taps(y, norm_weight, norm_bias, taps, taps_bias, plan.taps_ahead)
         layer = fastenh_kernels.AxisLayerWeights(*weights[f"layer{number}"])
-        y = fastenh_kernels.axis_layer(y, layer, plan.heads, axis, 0.0, history)
+        if number % 2:
+            y = fastenh_kernels.axis_layer(y, layer, plan.heads, "frequency")
+        else:
+            taps = weights[f"taps{number}"]
+            y = fastenh_kernels.time_layer(y, taps, layer, plan.heads, plan.taps_ahead, plan.history)
     skips = (*reversed(outs), x)
     x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
     head, head_bias = weights["head"]

@@ -1,7 +1,6 @@
 """The pre-LN encoder layer along one axis: LN, QKV and attention in one launch or two, and the rest in one.
 
-A narrow layer takes one launch for all of it (``narrow``, ``narrow_time``). Elsewhere short sequences that fill blocks
-of 64 take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``.
+A narrow layer along F takes one launch for all of it (``narrow``). Elsewhere short sequences that fill blocks of 64 take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``.
 Programs stay on the device and take tile after tile, so that LN + QKV reads its weights once a program, not a tile.
 """
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.forward import launch_axis_attention, launch_axis_attention_forward
 from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
-from fastenh_kernels.operations.axis_layer import narrow, narrow_time
+from fastenh_kernels.operations.axis_layer import narrow
 from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
@@ -131,8 +130,6 @@ def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: st
     x, weights = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     if not history and narrow.takes(x, weights, heads, axis):
         return narrow.launch_narrow(x, weights)
-    if not history and narrow_time.takes(x, weights, heads, axis):
-        return narrow_time.launch_narrow_time(x, weights)
     if not history and pays(x, heads, axis):
         attended = launch_norm_attention(x, weights, heads, axis)
     else:

@@ -3,7 +3,7 @@
 All of its matrices together take 64 KB, so they stay on the chip beside the rows: layer norm, QKV, attention, output
 projection, residual, layer norm, feed-forward and residual follow each other without a way through memory. A program
 takes blocks of whole sequences along F, one after the other, and keeps the matrices from block to block. What it has in
-common with the layer along T (``narrow_time``) is here, too:
+common with the layer along T (``time_layer``) is here, too:
 
 - A matrix behind a layer norm takes the weight of the norm, and its bias that of the norm.
 - A bias of the keys adds the same to all scores of a row, so the softmax does not see it. The weights of attention sum
@@ -205,7 +205,7 @@ def narrow_frequency_kernel(
 
 
 def is_narrow(x: Tensor, weights: AxisLayerWeights, heads: int) -> bool:
-    """Whether this is a layer of 16 bit for the kernels here and in ``narrow_time``."""
+    """Whether this is a layer of 16 bit for the kernels here and in ``time_layer``."""
     shape = x.shape[3], heads, weights.up_weight.shape[0]
     return x.element_size() == 2 and warpgroups(x.device) and shape == (WIDTH, HEADS, HIDDEN)
 
