@@ -91,7 +91,7 @@ class DPT(nn.Module):
 
 
 class FoldedDPT(nn.Module):
-    """The DPT for inference: batch norms folded, matrices in the order of the operations and in ``dtype``.
+    """The DPT for inference: batch and layer norms folded, matrices in the order of the operations and in ``dtype``.
 
     Vectors stay in float32. Under a 16-bit autocast it computes what the DPT computes there, without preparing
     anything in each call.
@@ -109,7 +109,7 @@ class FoldedDPT(nn.Module):
             self._keep("decoder", decoder_matrix(dpt.decoder.weight).to(dtype))
             self._keep("head", scale, shift, dpt.head.weight.flatten(), bias_of(dpt.head))
             for number, layer in enumerate(dpt.layers):
-                self._keep(f"layer{number}", *(w.to(dtype) if w.ndim == 2 else w for w in layer.weights()))
+                self._keep(f"layer{number}", *layer.weights().prepared(dtype, False))
 
     def _keep(self, name: str, *tensors: Tensor) -> None:
         for index, tensor in enumerate(tensors):
@@ -126,7 +126,7 @@ class FoldedDPT(nn.Module):
         x = skip = fastenh_kernels.encoder_conv(x, matrix, bias, relu=True).contiguous()
         for number, (heads, axis) in enumerate(self.stages):
             x = fastenh_kernels.axis_layer(
-                x, fastenh_kernels.AxisLayerWeights(*self._kept(f"layer{number}", 12)), heads, axis
+                x, fastenh_kernels.AxisLayerWeights(*self._kept(f"layer{number}", 12)), heads, axis, folded=True
             )
         z = fastenh_kernels.decoder_taps(x, skip, *self._kept("decoder", 1))
         scale, shift, weight, bias = self._kept("head", 4)

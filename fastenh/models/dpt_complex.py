@@ -161,7 +161,7 @@ class DPTComplex(nn.Module):
 
 
 class FoldedDPTComplex(nn.Module):
-    """The core for inference: batch norms folded, matrices and kernels in ``dtype``, vectors in float32."""
+    """The core for inference: batch and layer norms folded, matrices and kernels in ``dtype``, vectors in float32."""
 
     def __init__(self, core: DPTComplex, dtype: torch.dtype) -> None:
         super().__init__()
@@ -169,6 +169,8 @@ class FoldedDPTComplex(nn.Module):
         self.sizes = {}
         with torch.no_grad():
             for name, tensors in core.prepared().items():
+                if name.startswith("layer"):
+                    tensors = fastenh_kernels.AxisLayerWeights(*tensors).folded()
                 self.sizes[name] = len(tensors)
                 for index, tensor in enumerate(tensors):
                     kept = tensor.detach().to(dtype if tensor.ndim > 1 else torch.float32, copy=True)
@@ -176,10 +178,10 @@ class FoldedDPTComplex(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
-        return enhance(spectrum, self.weights(), self.plan)
+        return enhance(spectrum, self.weights(), self.plan, folded=True)
 
     def weights(self) -> dict[str, tuple[Tensor, ...]]:
-        """As ``DPTComplex.prepared`` gives them."""
+        """As ``DPTComplex.prepared`` gives them, those of the layers folded."""
         return {name: tuple(getattr(self, f"{name}_{i}") for i in range(n)) for name, n in self.sizes.items()}
 
 
@@ -194,18 +196,18 @@ class Plan(NamedTuple):
     ahead: int  # frames, of the convolutions around the dual path
 
 
-def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan) -> Tensor:
-    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``."""
+def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan, folded: bool = False) -> Tensor:
+    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``; those of the layers may be folded."""
     front, front_bias = weights["front"]
     x = fastenh_kernels.compressed_front(spectrum, front, front_bias, plan.compression, plan.ahead)
     y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
     for number in range(plan.layers):
         layer = fastenh_kernels.AxisLayerWeights(*weights[f"layer{number}"])
         if number % 2:
-            y = fastenh_kernels.axis_layer(y, layer, plan.heads, "frequency")
+            y = fastenh_kernels.axis_layer(y, layer, plan.heads, "frequency", 0.0, 0, folded)
         else:
             taps = weights[f"taps{number}"]
-            y = fastenh_kernels.time_layer(y, taps, layer, plan.heads, plan.taps_ahead, plan.history)
+            y = fastenh_kernels.time_layer(y, taps, layer, plan.heads, plan.taps_ahead, plan.history, folded)
     skips = (*reversed(outs), x)
     x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
     head, head_bias = weights["head"]

@@ -150,6 +150,26 @@ def test_kernel(target, axis, b, t, f):
     check(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
 
 
+def test_folded_weights_make_the_same_layer():
+    torch.manual_seed(0)
+    weights = AxisLayerWeights(*layer_weights(16, 32))
+    folded, x = weights.folded(), randn(2, 3, 5, 16)
+    for plain in (folded.norm1_weight - 1, folded.norm2_weight - 1, folded.qkv_bias, folded.up_bias):
+        assert not plain.any()
+    for axis in ("frequency", "time"):
+        ours = fastenh_kernels.axis_layer(x, folded, 2, axis, folded=True)
+        torch.testing.assert_close(ours, fastenh_kernels.axis_layer(x, weights, 2, axis), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("axis", "t", "f"), [("frequency", 2, 65), ("frequency", 3, 32), ("time", 17, 2), ("time", 60, 1)])
+def test_kernel_of_folded_weights(target, axis, t, f):
+    """It leaves out the norms' weights and biases and the biases behind them."""
+    torch.manual_seed(0)
+    folded = AxisLayerWeights(*layer_weights(64, 128)).folded()
+    ours = kernel_of("axis_layer")
+    check(lambda x, *w: ours(x, AxisLayerWeights(*w), 2, axis, 0.0, 0, True), plain(axis), (randn(1, t, f, 64), *folded), target)
+
+
 @pytest.mark.parametrize(("b", "t", "f", "whole"), [(2, 3, 32, True), (1, 5, 32, True), (1, 2, 16, False)])
 def test_a_narrow_layer(target, monkeypatch, b, t, f, whole):
     """In 16 bit it is one launch; programs take block after block, the last of which may end early."""
@@ -283,9 +303,9 @@ def test_rules_of_torch(interpreted):
     from fastenh_kernels.operations.axis_layer import forward
 
     plain_rules = ("test_schema", "test_faketensor")
-    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "time", 0)
-    torch.library.opcheck(forward.axis_layer_operator, layer, test_utils=plain_rules)
-    torch.library.opcheck(forward.axis_layer_operator, (*layer[:-1], 2), test_utils=plain_rules)
+    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "time")
+    for history, folded in ((0, False), (2, False), (0, True)):
+        torch.library.opcheck(forward.axis_layer_operator, (*layer, history, folded), test_utils=plain_rules)
     layer = (randn(1, 2, 3, 64).requires_grad_(), [w.requires_grad_() for w in layer_weights(64, 64)], 4, "time",
              0.1, torch.tensor([3]), 0)  # fmt: skip
     torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)

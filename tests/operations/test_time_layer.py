@@ -15,14 +15,17 @@ def taps(channels=64, count=7):
     return 1 + 0.5 * randn(channels), randn(channels), 0.4 * randn(channels, count), randn(channels)
 
 
-def flat(function, ahead=3, history=0):
+def flat(function, ahead=3, history=0, folded=False):
     """As a function of x, the four of the taps and the twelve of the layer."""
-    return lambda x, *w: function(x, w[:4], AxisLayerWeights(*w[4:]), 2, ahead, history)
+    return lambda x, *w: function(x, w[:4], AxisLayerWeights(*w[4:]), 2, ahead, history, folded)
 
 
 def compare(x, weights, target, ahead=3, history=0):
-    kernel, plain = flat(kernel_of("time_layer"), ahead, history), flat(reference_of("time_layer"), ahead, history)
-    check(kernel, plain, (x, *weights), target)
+    """The kernel folds the weights of the layer, or takes them folded."""
+    plain = flat(reference_of("time_layer"), ahead, history)
+    check(flat(kernel_of("time_layer"), ahead, history), plain, (x, *weights), target)
+    prepared = *weights[:4], *AxisLayerWeights(*weights[4:]).folded()
+    check(flat(kernel_of("time_layer"), ahead, history, True), plain, (x, *prepared), target)
 
 
 def test_is_taps_and_then_a_layer():
@@ -56,7 +59,7 @@ def test_kernel(target, monkeypatch, clips, frames, bands, count, ahead, history
     monkeypatch.setattr(forward, "processors", lambda device: 1)
     weights = *taps(count=count), *layer_weights(64, 128)
     compare(randn(clips, frames, bands, 64), weights, target, ahead, history)
-    assert launched == ["launch_narrow_time" if whole and target[1] != torch.float32 else "launch_norm_taps"]
+    assert launched == 2 * ["launch_narrow_time" if whole and target[1] != torch.float32 else "launch_norm_taps"]
 
 
 def recorded(function, calls):
@@ -93,5 +96,5 @@ def test_rules_of_torch(interpreted):
     kernel_of("time_layer")
     from fastenh_kernels.operations.time_layer.forward import time_layer_operator
 
-    given = randn(1, 3, 2, 64), list(taps()), layer_weights(64, 128), 2, 3, 0
+    given = randn(1, 3, 2, 64), list(taps()), layer_weights(64, 128), 2, 3, 0, False
     torch.library.opcheck(time_layer_operator, given, test_utils=("test_schema", "test_faketensor"))

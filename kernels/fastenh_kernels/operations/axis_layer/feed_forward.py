@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory, warpgroups
-from fastenh_kernels.shared.norm import EPS, normalise, row_of
+from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
 from fastenh_kernels.shared.relu import relu
 
 # Before Triton 3.7 kernels of 128 rows spill (4 or 8 instructions) that read the projection's matrix whole, with 3.7
@@ -108,6 +108,8 @@ def project_feed_forward_kernel(
     DESCRIPTORS: tl.constexpr,
     KEEP: tl.constexpr,
     DROPOUT: tl.constexpr,
+    FOLDED: tl.constexpr,  # the norm adds LEVEL alone, and there is no bias behind it
+    LEVEL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_c = tl.arange(0, C)
@@ -135,13 +137,15 @@ def project_feed_forward_kernel(
             b_x = b_y  # the residual rides in the accumulator
         if KEEP:
             tl.store(p_mid + o_tile + o_mc, b_x.to(p_mid.dtype.element_ty), mask=m_m)
-        b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
-        b_n = b_n.to(p_out_weight.dtype.element_ty)
+        b_norm_weight, b_norm_bias = norm_of(p_norm_weight, p_norm_bias, o_c, FOLDED, LEVEL)
+        b_n = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_out_weight.dtype.element_ty)
         b_y = row_of(p_down_bias, o_c) * (1.0 - DROPOUT) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
         key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
-            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
+            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION)
+            if not FOLDED:
+                b_h += row_of(p_up_bias, first + o_n)
             if DROPOUT > 0:
                 b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
             b_h = relu(b_h, p_out_weight.dtype.element_ty)  # [M, N]
@@ -163,6 +167,7 @@ def launch_project_feed_forward(
     mid: Tensor | None,
     dropout: float,
     seed: Tensor | None,
+    folded: bool = False,
 ) -> Tensor:
     """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
 
@@ -210,6 +215,8 @@ def launch_project_feed_forward(
         **sizes.constants(),
         KEEP=mid is not None,
         DROPOUT=dropout,
+        FOLDED=folded,
+        LEVEL=LEVEL,
         PRECISION=dot_precision(x),
     )
     return y

@@ -58,7 +58,7 @@ def through_taps(
     for k in tl.static_range(TURN + TAPS - 1):
         m_t = (o_t >= BEFORE - k) & (o_t < FRAMES + BEFORE - k)
         b_x = tl.load(p_x + (o_x + (k - BEFORE) * FRAME), mask=m_t, other=0.0).to(tl.float32)
-        b_n = standard(b_x, C, EPS, tl.float32) * b_norm_weight + b_norm_bias
+        b_n = standard(b_x, 0.0, C, EPS, tl.float32) * b_norm_weight + b_norm_bias
         if k < BEFORE or k >= BEFORE + TURN:
             b_n = tl.where(m_t, b_n, 0.0)
         rows += (b_x,)
@@ -107,16 +107,10 @@ def narrow_time_kernel(
     p_taps_norm_bias,
     p_taps,  # (C, TAPS)
     p_taps_bias,
-    p_norm1_weight,
-    p_norm1_bias,
-    p_qkv_weight,  # (3C, C)
-    p_qkv_bias,
+    p_qkv_weight,  # (3C, C), as the other weights folded
     p_out_weight,  # (C, C)
     p_out_bias,
-    p_norm2_weight,
-    p_norm2_bias,
     p_up_weight,  # (HIDDEN, C)
-    p_up_bias,
     p_down_weight,  # (C, HIDDEN)
     p_down_bias,
     p_y,  # as x
@@ -126,6 +120,7 @@ def narrow_time_kernel(
     H: tl.constexpr,
     HIDDEN: tl.constexpr,
     EPS: tl.constexpr,
+    LEVEL: tl.constexpr,  # that folded norms add
     SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
     M: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -136,12 +131,8 @@ def narrow_time_kernel(
 ):
     FRAME: tl.constexpr = BANDS * C
     dtype: tl.constexpr = p_x.dtype.element_ty
-    heads, b_wkv, b_out_bias = attention_weights(
-        p_norm1_weight, p_norm1_bias, p_qkv_weight, p_qkv_bias, p_out_weight, p_out_bias, C, H, SCALE, dtype
-    )
-    maps = feed_forward_weights(
-        p_norm2_weight, p_norm2_bias, p_up_weight, p_up_bias, p_down_weight, p_down_bias, C, HIDDEN, dtype
-    )
+    heads, b_wkv, b_out_bias = attention_weights(p_qkv_weight, p_out_weight, p_out_bias, C, H, SCALE, dtype)
+    maps = feed_forward_weights(p_up_weight, p_down_weight, p_down_bias, C, HIDDEN, dtype)
     o_x = tl.arange(0, M)[:, None] * FRAME + tl.arange(0, C)[None, :]
     # what does not change in the loops is mostly where a matrix lies: held in registers it would spill others
     for i in tl.range(tl.program_id(0).to(tl.int64), sequences, tl.num_programs(0), disable_licm=True):
@@ -153,7 +144,7 @@ def narrow_time_kernel(
         keys, values = (), ()
         for j in tl.static_range(BLOCKS):
             b_frames = laid_as_result(stacked(frames, 8 * j), M, C, PRECISION)  # in any order: a softmax has none
-            b_standard = standard(b_frames, C, EPS, dtype)
+            b_standard = standard(b_frames, LEVEL, C, EPS, dtype)
             b_k, b_v = keys_and_values(b_standard, b_wkv, M, C // H, PRECISION)
             keys += (b_k,)
             values += (b_v,)
@@ -161,13 +152,13 @@ def narrow_time_kernel(
         for j in tl.range(0, BLOCKS, disable_licm=True):
             o_block = o_sequence + j * (M * FRAME)
             b_x = laid_as_result(tl.load(p_y + o_block + o_x), M, C, PRECISION)
-            b_n = standard(b_x, C, EPS, dtype)
+            b_n = standard(b_x, LEVEL, C, EPS, dtype)
             b_x = plus_bias(b_x, b_out_bias, M, PRECISION)
             for h in tl.static_range(H):
-                b_q = queries(b_n, heads[h], M, PRECISION)
+                b_q = queries(b_n, heads[h], PRECISION)
                 b_o = attend(b_q, keys, values, h, BLOCKS, PRECISION)
-                b_x = tl.dot(b_o.to(dtype), tl.trans(heads[h][2]), b_x, input_precision=PRECISION)
-            b_y = feed_forward(b_x, maps, M, C, EPS, PRECISION)
+                b_x = tl.dot(b_o.to(dtype), tl.trans(heads[h][1]), b_x, input_precision=PRECISION)
+            b_y = feed_forward(b_x, maps, LEVEL, M, C, EPS, PRECISION)
             tl.store(p_y + o_block + o_x, b_y.to(dtype))
 
 
@@ -176,7 +167,7 @@ def takes(x: Tensor, weights: AxisLayerWeights, heads: int) -> bool:
 
 
 def launch_narrow_time(x: Tensor, taps: Sequence[Tensor], weights: AxisLayerWeights, ahead: int) -> Tensor:
-    """Contiguous (B, T, F, C) -> the same."""
+    """Of folded weights. Contiguous (B, T, F, C) -> the same."""
     sequences = x.shape[0] * x.shape[2]
     programs = min(sequences, processors(x.device))  # one fills the registers of an SM
     y = torch.empty_like(x)
@@ -209,13 +200,13 @@ def launch_narrow_time(x: Tensor, taps: Sequence[Tensor], weights: AxisLayerWeig
 
 
 def launch_time_layer(
-    x: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor], heads: int, ahead: int, history: int
+    x: Tensor, taps: Sequence[Tensor], weights: Sequence[Tensor], heads: int, ahead: int, history: int, folded: bool
 ) -> Tensor:
     """(B, T, F, C) -> the same. ``weights``: as ``launch_axis_layer`` takes them."""
-    x, layer = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
+    x, layer = x.contiguous(), AxisLayerWeights(*weights)
     if not history and takes(x, layer, heads):
-        return launch_narrow_time(x, taps, layer, ahead)
-    return launch_axis_layer(launch_norm_taps(x, *taps, ahead), weights, heads, "time", history)
+        return launch_narrow_time(x, taps, layer.prepared(x.dtype, folded), ahead)
+    return launch_axis_layer(launch_norm_taps(x, *taps, ahead), weights, heads, "time", history, folded)
 
 
 def _shape(x: Tensor, *_: object) -> Tensor:
@@ -226,6 +217,12 @@ time_layer_operator = operator("time_layer", launch_time_layer, _shape)
 
 
 def time_layer(
-    x: Tensor, taps: tuple[Tensor, ...], weights: AxisLayerWeights, heads: int, ahead: int, history: int = 0
+    x: Tensor,
+    taps: tuple[Tensor, ...],
+    weights: AxisLayerWeights,
+    heads: int,
+    ahead: int,
+    history: int = 0,
+    folded: bool = False,
 ) -> Tensor:
-    return time_layer_operator(x.to(autocast_dtype(x)), list(taps), list(weights), heads, ahead, history)
+    return time_layer_operator(x.to(autocast_dtype(x)), list(taps), list(weights), heads, ahead, history, folded)

@@ -18,7 +18,8 @@ def time_layer(
     heads: int,
     ahead: int,
     history: int = 0,
+    folded: bool = False,
     layer: Callable[..., Tensor] = reference.axis_layer,
 ) -> Tensor:
     """``layer``: another form of the reference's."""
-    return layer(norm_taps(x, *taps, ahead), weights, heads, "time", 0.0, history)
+    return layer(norm_taps(x, *taps, ahead), weights, heads, "time", 0.0, history, folded)
