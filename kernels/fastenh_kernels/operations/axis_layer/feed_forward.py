@@ -92,7 +92,7 @@ def project_feed_forward_kernel(
     p_up_bias,  # (HIDDEN,)
     p_down_weight,  # (C, HIDDEN), or its descriptor
     p_down_bias,  # (C,)
-    p_y,  # (rows, C)
+    p_y,  # (rows, C), or its descriptor
     p_mid,  # (rows, C): the rows between the two halves, written where KEEP
     p_seed,  # (1,), of the dropout
     rows,
@@ -106,6 +106,7 @@ def project_feed_forward_kernel(
     K: tl.constexpr,
     STAGES: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    DESCRIBED: tl.constexpr,  # so is the result
     KEEP: tl.constexpr,
     DROPOUT: tl.constexpr,
     FOLDED: tl.constexpr,  # the norm adds LEVEL alone, and there is no bias behind it
@@ -117,6 +118,8 @@ def project_feed_forward_kernel(
     o_n = tl.arange(0, N)
     o_m = tl.arange(0, M)
     o_mc = o_m[:, None] * C + o_c[None, :]
+    if K == C:  # the matrix stays
+        b_w = tl.load(p_out_weight + o_c[:, None] * C + o_c[None, :])  # [C, K]
     # dropout fills the registers; without it float16 spills where the counter has 32 bits
     first_tile = tl.program_id(0) if DROPOUT > 0 else tl.program_id(0).to(tl.int64)
     for i_tile in tl.range(first_tile, tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
@@ -128,7 +131,8 @@ def project_feed_forward_kernel(
         for first in tl.range(0, C, K, num_stages=1):
             p_a = p_attended + o_tile + o_m[:, None] * C + (first + o_k)[None, :]
             b_a = tl.load(p_a, mask=m_m, other=0.0)  # [M, K]
-            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            if K < C:
+                b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])
             b_y = tl.dot(b_a, tl.trans(b_w), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
@@ -157,7 +161,10 @@ def project_feed_forward_kernel(
             key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
             b_y *= 1.0 / ((1.0 - DROPOUT) * (1.0 - DROPOUT))
             b_y = b_x + kept(b_y, key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
-        tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
+        if DESCRIBED:
+            p_y.store([tl.cast(tile * M, tl.int32), 0], b_y.to(p_y.dtype))
+        else:
+            tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 
 def launch_project_feed_forward(
@@ -179,6 +186,9 @@ def launch_project_feed_forward(
     sizes = _tiles(x, hidden, dropout)
     tiles = triton.cdiv(rows, sizes.rows)
     programs = min(tiles, processors(x.device))
+    block = [sizes.rows, width]
+    # descriptors of one block shape came out wrong on an H200 (benchmarks/NOTES.md)
+    described = sizes.descriptors and block != [sizes.hidden, width]
 
     def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
         projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
@@ -203,7 +213,7 @@ def launch_project_feed_forward(
         **sizes.matrices(weights),
         p_up_bias=weights.up_bias,
         p_down_bias=weights.down_bias,
-        p_y=y,
+        p_y=TensorDescriptor.from_tensor(y.view(rows, width), block) if described else y,
         p_mid=y if mid is None else mid,
         p_seed=y if seed is None else seed,
         rows=rows,
@@ -213,6 +223,7 @@ def launch_project_feed_forward(
         HIDDEN=hidden,
         EPS=EPS,
         **sizes.constants(),
+        DESCRIBED=described,
         KEEP=mid is not None,
         DROPOUT=dropout,
         FOLDED=folded,

@@ -12,11 +12,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_attention.forward import launch_axis_attention, launch_axis_attention_forward
 from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
 from fastenh_kernels.operations.axis_layer import narrow
-from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
+from fastenh_kernels.operations.axis_layer.feed_forward import has_descriptors, launch_project_feed_forward
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.dropout import draw_seed
@@ -34,6 +35,18 @@ from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, needs_gradient, operator
 
 
+@triton.jit
+def _store(
+    p_out, b_y, tile, m_m, first, M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, DESCRIPTORS: tl.constexpr
+):
+    """Columns from ``first`` on of a tile of (rows, 3C)."""
+    if DESCRIPTORS:
+        p_out.store([tl.cast(tile * M, tl.int32), first], b_y.to(p_out.dtype))
+    else:
+        o_y = tl.arange(0, M)[:, None] * (3 * C) + (first + tl.arange(0, N))[None, :]
+        tl.store(p_out + tile * (M * 3 * C) + o_y, b_y.to(p_out.dtype.element_ty), mask=m_m)
+
+
 @triton.jit(do_not_specialize=["rows", "tiles", "programs"])
 def norm_linear_kernel(
     p_x,  # (rows, C)
@@ -41,7 +54,7 @@ def norm_linear_kernel(
     p_norm_bias,  # (C,)
     p_weight,  # (3C, C)
     p_bias,  # (3C,)
-    p_out,  # (rows, 3C)
+    p_out,  # (rows, 3C), or its descriptor
     rows,
     tiles,
     programs,
@@ -51,6 +64,7 @@ def norm_linear_kernel(
     N: tl.constexpr,
     FOLDED: tl.constexpr,  # the norm adds LEVEL alone, and there is no bias
     LEVEL: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_column = tl.program_id(0) % (C // N)
@@ -68,16 +82,12 @@ def norm_linear_kernel(
         p_rows = p_x + tile * (M * C)
         b_x = tl.load(p_rows + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
         b_x = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_weight.dtype.element_ty)
-        p_y = p_out + tile * (M * 3 * C) + o_m[:, None] * (3 * C) + o_n[None, :]
         b_q = tl.dot(b_x, tl.trans(b_wq), input_precision=PRECISION)
-        b_q = b_q if FOLDED else b_q + b_bq
-        tl.store(p_y, b_q.to(p_out.dtype.element_ty), mask=m_m)
+        _store(p_out, b_q if FOLDED else b_q + b_bq, tile, m_m, i_column * N, M, N, C, DESCRIPTORS)
         b_k = tl.dot(b_x, tl.trans(b_wk), input_precision=PRECISION)
-        b_k = b_k if FOLDED else b_k + b_bk
-        tl.store(p_y + C, b_k.to(p_out.dtype.element_ty), mask=m_m)
+        _store(p_out, b_k if FOLDED else b_k + b_bk, tile, m_m, C + i_column * N, M, N, C, DESCRIPTORS)
         b_v = tl.dot(b_x, tl.trans(b_wv), input_precision=PRECISION)
-        b_v = b_v if FOLDED else b_v + b_bv
-        tl.store(p_y + 2 * C, b_v.to(p_out.dtype.element_ty), mask=m_m)
+        _store(p_out, b_v if FOLDED else b_v + b_bv, tile, m_m, 2 * C + i_column * N, M, N, C, DESCRIPTORS)
 
 
 def launch_norm_linear(x: Tensor, weights: AxisLayerWeights, folded: bool = False) -> Tensor:
@@ -107,7 +117,7 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights, folded: bool = Fals
         p_norm_bias=weights.norm1_bias,
         p_weight=weights.qkv_weight,
         p_bias=weights.qkv_bias,
-        p_out=out,
+        p_out=TensorDescriptor.from_tensor(out.view(rows, 3 * width), [m, n]) if has_descriptors(x) else out,
         rows=rows,
         tiles=tiles,
         programs=programs,
@@ -117,6 +127,7 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights, folded: bool = Fals
         N=n,
         FOLDED=folded,
         LEVEL=LEVEL,
+        DESCRIPTORS=has_descriptors(x),
         PRECISION=dot_precision(x),
     )
     return out
