@@ -21,6 +21,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
@@ -179,7 +180,7 @@ def narrow_frequency_kernel(
             b_o = attend_in_pairs(b_q, keys[h], values[h], M, D, PRECISION)
             b_x = tl.dot(b_o.to(dtype), tl.trans(heads[h][1]), b_x, input_precision=PRECISION)
         b_y = feed_forward(b_x, maps, LEVEL, M, C, EPS, PRECISION)
-        tl.store(p_y + o_tile + o_x, b_y.to(dtype), mask=m_m)
+        p_y.store([tl.cast(tile * M, tl.int32), 0], b_y.to(dtype))
 
 
 def is_narrow(x: Tensor, weights: AxisLayerWeights, heads: int) -> bool:
@@ -204,7 +205,7 @@ def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
         lambda: layer_cost(x, weights, _BANDS, programs, (tiles / max(programs, 1),)),
         num_warps=4,
         num_stages=1,
-        **layer_arguments(x, weights, y),
+        **layer_arguments(x, weights, TensorDescriptor.from_tensor(y.view(rows, WIDTH), [_ROWS, WIDTH])),
         rows=rows,
         tiles=tiles,
         M=_ROWS,
