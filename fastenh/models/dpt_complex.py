@@ -197,7 +197,10 @@ class Plan(NamedTuple):
 
 
 def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan, folded: bool = False) -> Tensor:
-    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``; those of the layers may be folded."""
+    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``.
+
+    folded: those of the layers are as ``AxisLayerWeights.folded`` gives them.
+    """
     front, front_bias = weights["front"]
     x = fastenh_kernels.compressed_front(spectrum, front, front_bias, plan.compression, plan.ahead)
     y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])

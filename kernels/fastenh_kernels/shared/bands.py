@@ -84,7 +84,7 @@ def matrix_of(p_weight, OUT: tl.constexpr, IN: tl.constexpr, STEP: tl.constexpr)
 
 @triton.jit
 def three_taps(p_weight, p_bias, C: tl.constexpr):
-    """Halves of three [C, C] of the weight (C, C, 3) of a convolution, and of its bias [1, C]: as its SiLU takes them."""
+    """Halves of three [C, C] of the weight (C, C, 3) of a convolution and of its bias [1, C], as SiLU takes them."""
     o = tl.arange(0, C)
     p = p_weight + o[None, :] * (3 * C) + o[:, None] * 3
     return tl.load(p) * 0.5, tl.load(p + 1) * 0.5, tl.load(p + 2) * 0.5, row_of(p_bias, o) * 0.5

@@ -24,10 +24,7 @@ def affine_of(p_affine, C: tl.constexpr):
 @triton.jit
 def norm_of(p_weight, p_bias, o_c, FOLDED: tl.constexpr, LEVEL: tl.constexpr):
     """Weight and bias [1, C] of a norm; 1 and LEVEL where they are folded into what follows."""
-    if FOLDED:
-        return 1.0, LEVEL
-    else:
-        return row_of(p_weight, o_c), row_of(p_bias, o_c)
+    return (1.0, LEVEL) if FOLDED else (row_of(p_weight, o_c), row_of(p_bias, o_c))
 
 
 @triton.jit

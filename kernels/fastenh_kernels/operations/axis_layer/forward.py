@@ -1,6 +1,7 @@
 """The pre-LN encoder layer along one axis: LN, QKV and attention in one launch or two, and the rest in one.
 
-A narrow layer along F takes one launch for all of it (``narrow``). Elsewhere short sequences that fill blocks of 64 take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``.
+A narrow layer along F takes one launch for all of it (``narrow``). Elsewhere short sequences that fill blocks of 64
+take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``.
 Programs stay on the device and take tile after tile, so that LN + QKV reads its weights once a program, not a tile.
 """
 
@@ -36,9 +37,7 @@ from fastenh_kernels.shared.operators import autocast_dtype, like, needs_gradien
 
 
 @triton.jit
-def _store(
-    p_out, b_y, tile, m_m, first, M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, DESCRIPTORS: tl.constexpr
-):
+def _store(p_out, b_y, tile, m_m, first, M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, DESCRIPTORS: tl.constexpr):
     """Columns from ``first`` on of a tile of (rows, 3C)."""
     if DESCRIPTORS:
         p_out.store([tl.cast(tile * M, tl.int32), first], b_y.to(p_out.dtype))

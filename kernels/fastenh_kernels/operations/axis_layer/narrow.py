@@ -26,7 +26,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
-from fastenh_kernels.shared.norm import EPS, row_of
+from fastenh_kernels.shared.norm import EPS
 from fastenh_kernels.shared.relu import relu
 
 WIDTH, HEADS, HIDDEN = 64, 2, 128  # channels of the layer, its heads, hidden units
@@ -149,7 +149,7 @@ def narrow_frequency_kernel(
     p_up_weight,  # (HIDDEN, C)
     p_down_weight,  # (C, HIDDEN)
     p_down_bias,
-    p_y,  # (rows, C)
+    p_y,  # the descriptor of (rows, C)
     rows,
     tiles,
     C: tl.constexpr,
@@ -213,8 +213,8 @@ def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
     return y
 
 
-def layer_arguments(x: Tensor, weights: AxisLayerWeights, y: Tensor) -> dict[str, Any]:
-    """What the kernels along both axes take."""
+def layer_arguments(x: Tensor, weights: AxisLayerWeights, y: Tensor | TensorDescriptor) -> dict[str, Any]:
+    """What the kernels along both axes take; y as the kernel writes it."""
     named = {f"p_{name}": getattr(weights, name).contiguous() for name in _TAKEN}
     constants = {"C": WIDTH, "H": HEADS, "HIDDEN": HIDDEN, "EPS": EPS, "LEVEL": LEVEL, "SCALE": scale(WIDTH // HEADS)}
     return {"p_x": x, **named, "p_y": y, **constants, "PRECISION": dot_precision(x)}

@@ -38,7 +38,9 @@ class AxisLayerWeights(NamedTuple):
         level of ``LEVEL`` the row then adds ``LEVEL`` times the sum of W + d: with the right d, its bias.
         """
 
-        def behind(norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        def behind(
+            norm_weight: Tensor, norm_bias: Tensor, weight: Tensor, bias: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             weight = weight.float()
             bias = bias.float() + weight @ norm_bias.float()
             weight = weight * norm_weight.float()
@@ -46,7 +48,8 @@ class AxisLayerWeights(NamedTuple):
             one = torch.ones_like(norm_weight)
             return one, LEVEL * one, weight + (missing / weight.shape[1]).unsqueeze(1), torch.zeros_like(bias)
 
-        return AxisLayerWeights(*behind(*self[:4]), *self[4:6], *behind(*self[6:10]), *self[10:])
+        attention, feed_forward = behind(*self[:4]), behind(*self[6:10])
+        return AxisLayerWeights(*attention, *self[4:6], *feed_forward, *self[10:])
 
     def prepared(self, dtype: torch.dtype, folded: bool) -> AxisLayerWeights:
         """Folded, unless they are, and their matrices in ``dtype``."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from fastenh_kernels.examples import DPT_COMPLEX, HISTORY, Inputs
+from fastenh_kernels.examples import HISTORY, Inputs
 from fastenh_kernels.operation import Example, Operation
 from fastenh_kernels.operations import axis_layer, norm_taps
 from fastenh_kernels.operations.axis_layer import AxisLayerWeights

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer import narrow
+from fastenh_kernels.operations.axis_layer.forward import launch_axis_layer
 from fastenh_kernels.operations.axis_layer.narrow import (
     attention_weights,
     feed_forward,
@@ -27,7 +28,6 @@ from fastenh_kernels.operations.axis_layer.narrow import (
     queries,
     standard,
 )
-from fastenh_kernels.operations.axis_layer.forward import launch_axis_layer
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.operations.norm_taps.forward import launch_norm_taps, tap_rows
 from fastenh_kernels.shared.launch import Cost, launch, processors, size
@@ -35,7 +35,6 @@ from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
 _ROWS, _BLOCKS = 128, 2  # of a block of frames; of a window
-_TAPS = 7
 _TURN = 16  # frames of a window that a row of threads takes through the taps
 
 
@@ -206,7 +205,9 @@ def launch_time_layer(
     x, layer = x.contiguous(), AxisLayerWeights(*weights)
     if not history and takes(x, layer, heads):
         return launch_narrow_time(x, taps, layer.prepared(x.dtype, folded), ahead)
-    return launch_axis_layer(launch_norm_taps(x, *taps, ahead), weights, heads, "time", history, folded)
+    norm_weight, norm_bias, weight, bias = taps
+    near = launch_norm_taps(x, norm_weight, norm_bias, weight, bias, ahead)
+    return launch_axis_layer(near, weights, heads, "time", history, folded)
 
 
 def _shape(x: Tensor, *_: object) -> Tensor:

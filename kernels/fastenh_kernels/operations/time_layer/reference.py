@@ -22,4 +22,6 @@ def time_layer(
     layer: Callable[..., Tensor] = reference.axis_layer,
 ) -> Tensor:
     """``layer``: another form of the reference's."""
-    return layer(norm_taps(x, *taps, ahead), weights, heads, "time", 0.0, history, folded)
+    norm_weight, norm_bias, weight, bias = taps
+    near = norm_taps(x, norm_weight, norm_bias, weight, bias, ahead)
+    return layer(near, weights, heads, "time", 0.0, history, folded)
