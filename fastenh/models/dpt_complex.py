@@ -161,15 +161,16 @@ class DPTComplex(nn.Module):
 
 
 class FoldedDPTComplex(nn.Module):
-    """The core for inference: batch and layer norms folded, matrices and kernels in ``dtype``, vectors in float32."""
+    """The core for inference: batch norms folded, in 16 bit the layer norms, too; matrices and kernels in ``dtype``,
+    vectors in float32."""
 
     def __init__(self, core: DPTComplex, dtype: torch.dtype) -> None:
         super().__init__()
-        self.plan = core.plan
+        self.plan, self.norms_folded = core.plan, dtype.itemsize == 2
         self.sizes = {}
         with torch.no_grad():
             for name, tensors in core.prepared().items():
-                if name.startswith("layer"):
+                if self.norms_folded and name.startswith("layer"):
                     tensors = fastenh_kernels.AxisLayerWeights(*tensors).folded()
                 self.sizes[name] = len(tensors)
                 for index, tensor in enumerate(tensors):
@@ -178,10 +179,10 @@ class FoldedDPTComplex(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
-        return enhance(spectrum, self.weights(), self.plan, folded=True)
+        return enhance(spectrum, self.weights(), self.plan, self.norms_folded)
 
     def weights(self) -> dict[str, tuple[Tensor, ...]]:
-        """As ``DPTComplex.prepared`` gives them, those of the layers folded."""
+        """As ``DPTComplex.prepared`` gives them; in 16 bit those of the layers folded."""
         return {name: tuple(getattr(self, f"{name}_{i}") for i in range(n)) for name, n in self.sizes.items()}
 
 
