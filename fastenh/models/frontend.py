@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,9 +32,10 @@ class Frontend(nn.Module):
 
     def stft(self, waveform: Tensor) -> Tensor:
         """(B, L), L >= 1 -> complex (B, 257, T) with T = ceil(L / hop) + 1."""
-        padded = F.pad(waveform, (0, -waveform.shape[-1] % self.hop))
+        half = N_FFT // 2  # so that the first frame is centred on the first sample
+        padded = F.pad(waveform, (half, half + -waveform.shape[-1] % self.hop))
         window = self.window.to(waveform.dtype)
-        return torch.stft(padded, N_FFT, self.hop, window=window, pad_mode="constant", return_complex=True)
+        return torch.stft(padded, N_FFT, self.hop, window=window, center=False, return_complex=True)
 
     def power(self, spectrum: Tensor) -> Tensor:
         """The mean square under the window of each frame, from its spectrum (Parseval): (B, 257, T) -> (B, T)."""
@@ -44,26 +43,27 @@ class Frontend(nn.Module):
         total = 2 * squared.sum(1) - squared[:, 0] - squared[:, -1]
         return total / (N_FFT * self.window.to(total.dtype).square().sum())
 
-    def istft(self, spectrum: Tensor, length: int) -> Tensor:
-        """Complex (B, 257, T) -> (B, length), for the length that was given to ``stft``.
+    def istft(self, spectrum: Tensor, length: int, level: Tensor | None = None) -> Tensor:
+        """Complex (B, 257, T) -> (B, length), for the length that was given to ``stft``; times ``level`` (B, 1).
 
         Weighted overlap-add (Griffin and Lim 1984). ``torch.istft`` gives the same numbers, but looks at the sum of
         the squared windows on the way: on CUDA a wait in every call, and no CUDA graph.
         """
         window = self.window.to(spectrum.real.dtype)
-        frames = torch.fft.irfft(spectrum.transpose(1, 2), N_FFT) * window  # (B, T, 512)
+        scaled = window if level is None else window * level.unsqueeze(-1)
+        frames = torch.fft.irfft(spectrum.transpose(1, 2), N_FFT) * scaled  # (B, T, 512)
         weights = window.square().expand(1, *frames.shape[1:])
-        kept = slice(N_FFT // 2, N_FFT // 2 + length)  # from the centre of the first frame on
-        return self._overlap_add(frames)[:, kept] / self._overlap_add(weights)[:, kept]
+        return (self._overlap_add(frames) / self._overlap_add(weights))[:, :length]
 
     def _overlap_add(self, frames: Tensor) -> Tensor:
-        """(B, T, 512) -> (B, T * hop + 512 - hop), but for the last frame's end, where the window falls to nothing."""
-        parts = N_FFT // self.hop
-        hops = frames.unflatten(-1, (parts, self.hop))  # (B, T, parts, hop)
-        total = hops.shape[1]
-        shifted = [F.pad(hops[:, :, part], (0, 0, part, parts - 1 - part)) for part in range(parts)]
-        whole: Any = sum(shifted)
-        return whole[:, : total + parts - 2].flatten(1)
+        """(B, T, 512) -> (B, (T - 1) * hop), from the centre of the first frame to that of the last."""
+        hops = frames.unflatten(-1, (N_FFT // self.hop, self.hop))  # (B, T, parts, hop)
+        middle = hops.shape[2] // 2  # the part behind the centre
+        total = hops[:, 1:, middle - 1] + hops[:, :-1, middle]
+        for part in range(hops.shape[2]):
+            if part not in (middle - 1, middle):
+                total = total + F.pad(hops[:, :, part], (0, 0, part - middle, middle - part - 1))
+        return total.flatten(1)
 
 
 class SpectralModel(nn.Module):
@@ -93,7 +93,7 @@ class SpectralModel(nn.Module):
         spectrum, level = self.scaled(waveform)
         enhanced, length = self.core(spectrum), waveform.shape[-1]
         if not self.causal:
-            return self.frontend.istft(enhanced, length) * level, enhanced
+            return self.frontend.istft(enhanced, length, level), enhanced
         enhanced = enhanced * level.unsqueeze(1)
         return self.frontend.istft(enhanced, length), enhanced / normalise_level(waveform)[1].unsqueeze(1)
 
