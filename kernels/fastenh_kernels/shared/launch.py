@@ -150,10 +150,9 @@ def _chunk_of(length: int, tiles: int, processors: int, least: int) -> int:
 
 
 def parts_of(tiles: int, blocks: int, device: torch.device) -> int:
-    """How many programs share ``tiles`` and leave a part of a sum each, ``blocks`` sums at a time: two programs an SM,
-    or one where each would have fewer than four tiles, for parts must be written and read again."""
-    parts = max(1, 2 * processors(device) // blocks)
-    return max(1, min(tiles, parts if tiles >= 4 * parts else processors(device) // blocks))
+    """How many programs share ``tiles`` and leave a part of a sum each, ``blocks`` sums at a time: one program an SM,
+    for parts must be written and read again."""
+    return max(1, min(tiles, processors(device) // blocks))
 
 
 def dot_precision(tensor: torch.Tensor) -> str:
