@@ -151,10 +151,10 @@ def launch_axis_layer_backward(
     history: int,
 ) -> list[Tensor]:
     """[grad_x, and the gradients of the twelve weights in float32]. ``kept``: of ``axis_layer_forward``, without y."""
-    qkv, attended, lse, mid = kept
+    qkv, attended, lse, mid, opened = kept
     w = AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     x, grad_y = x.contiguous(), grad_y.contiguous()
-    grad = launch_feed_forward_gradient(grad_y, mid, w, dropout, seed)
+    grad = launch_feed_forward_gradient(grad_y, mid, opened, w, dropout, seed)
     grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)
     grad_out, grad_out_bias = launch_weight_gradient(_rows(grad.dropped_mid), _rows(attended))
     grad_qkv = launch_axis_attention_backward(grad.attended, qkv, attended, lse, heads, axis, dropout, seed, history)
@@ -200,7 +200,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | list[Tensor] | None, ...]:
     seed, x, *saved = ctx.saved_tensors
-    kept, weights = saved[:4], saved[4:]
+    kept, weights = saved[:5], saved[5:]
     gradients = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis, ctx.dropout, seed, ctx.history)
     return gradients[0], as_dtypes_of(gradients[1:], weights), None, None, None, None, None
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
+from fastenh_kernels.shared.bits import packed
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, keeps, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 
@@ -93,6 +94,7 @@ def project_feed_forward_kernel(
     p_down_bias,  # (C,)
     p_y,  # (rows, C)
     p_mid,  # (rows, C): the rows between the two halves, written where KEEP
+    p_open,  # (rows, HIDDEN // 8), written where KEEP: the hidden units that are open, and kept, as of ``packed``
     p_seed,  # (1,), of the dropout
     rows,
     tiles,
@@ -141,9 +143,15 @@ def project_feed_forward_kernel(
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
-            b_h = tl.maximum(b_h, 0.0)
-            if DROPOUT > 0:
-                b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
+            if KEEP:
+                m_h = b_h > 0.0
+                if DROPOUT > 0:
+                    m_h &= keeps(key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
+                b_h = tl.where(m_h, b_h, 0.0)
+                p_bits = p_open + tile * (M * HIDDEN // 8) + o_m[:, None] * (HIDDEN // 8)
+                tl.store(p_bits + (first // 8 + tl.arange(0, N // 8))[None, :], packed(m_h), mask=m_m)
+            else:
+                b_h = tl.maximum(b_h, 0.0)
             b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
@@ -161,12 +169,14 @@ def launch_project_feed_forward(
     x: Tensor,
     weights: AxisLayerWeights,
     mid: Tensor | None,
+    opened: Tensor | None,
     dropout: float,
     seed: Tensor | None,
 ) -> Tensor:
     """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
 
-    ``mid`` receives the rows after the first residual: the feed-forward's gradient begins there.
+    ``mid`` receives the rows after the first residual, where the feed-forward's gradient begins, and ``opened`` which
+    hidden units are open: (B, T, F, HIDDEN // 8) bytes.
     """
     hidden, width = weights.up_weight.shape
     rows = x.numel() // width
@@ -177,7 +187,7 @@ def launch_project_feed_forward(
 
     def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
         projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
-        moved = size(attended, x, y, *(() if mid is None else (mid,)))
+        moved = size(attended, x, y, *(t for t in (mid, opened) if t is not None))
         l2 = moved + tiles * size(*matrices) + (programs if sizes.columns == width else tiles) * size(projection)
         flop = 2 * rows * sum(matrix.numel() for matrix in (projection, *matrices))
         loops = (tiles / max(programs, 1), width // sizes.columns, hidden // sizes.hidden)
@@ -200,6 +210,7 @@ def launch_project_feed_forward(
         p_down_bias=weights.down_bias,
         p_y=y,
         p_mid=y if mid is None else mid,
+        p_open=y if opened is None else opened,
         p_seed=y if seed is None else seed,
         rows=rows,
         tiles=tiles,

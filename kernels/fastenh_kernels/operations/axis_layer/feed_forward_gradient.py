@@ -6,7 +6,7 @@ here either.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,27 +21,29 @@ from fastenh_kernels.operations.axis_layer.feed_forward import (
     load_weights,
 )
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.shared.bits import where_open
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, keeps, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
+from fastenh_kernels.shared.rows import described, load_rows, store_rows
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "programs"])
 def feed_forward_gradient_kernel(
-    p_grad_y,  # (rows, C)
-    p_mid,  # (rows, C)
+    p_grad_y,  # (rows, C) or its descriptor
+    p_mid,  # (rows, C) or its descriptor
     p_norm_weight,  # (C,)
     p_norm_bias,  # (C,)
     p_up_weight,  # (HIDDEN, C), or its descriptor
-    p_up_bias,  # (HIDDEN,)
     p_down_weight,  # (C, HIDDEN), or its descriptor
+    p_open,  # (rows, HIDDEN // 8): which hidden units are open, and kept
     p_out_weight,  # (C, C)
-    p_normed,  # (rows, C), written: the normalised rows of mid
-    p_grad_mid,  # (rows, C), written
-    p_grad_attended,  # (rows, C), written
+    p_normed,  # (rows, C) or its descriptor, written: the normalised rows of mid
+    p_grad_mid,  # (rows, C) or its descriptor, written
+    p_grad_attended,  # (rows, C) or its descriptor, written
     p_sums,  # (tiles, 2, C), written: of the gradients of norm weight and down bias
-    p_dropped_y,  # (rows, C), written where DROPOUT: what is left of grad_y
-    p_dropped_mid,  # (rows, C), written where DROPOUT: what is left of grad_mid on its way to the projection
+    p_dropped_y,  # (rows, C) or its descriptor, written where DROPOUT: what is left of grad_y
+    p_dropped_mid,  # (rows, C) or its descriptor, written where DROPOUT: what is left of grad_mid on its way to the projection
     p_seed,  # (1,), of the dropout
     rows,
     tiles,
@@ -61,62 +63,51 @@ def feed_forward_gradient_kernel(
     o_n = tl.arange(0, N)
     o_k = tl.arange(0, K)
     o_m = tl.arange(0, M)
-    o_mc = o_m[:, None] * C + o_c[None, :]
+    dtype: tl.constexpr = p_out_weight.dtype.element_ty
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
-        m_m = o_m[:, None] < rows - tile * M
-        o_tile = tile * (M * C)
-        b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
         b_x, b_inverse = standardise(b_x, C, EPS)
-        b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(p_out_weight.dtype.element_ty)
-        tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
-        b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0)  # [M, C]
+        b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(dtype)
+        store_rows(p_normed, b_n, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
+        b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)  # [M, C]
         p_tile_sums = p_sums + tile * (2 * C) + o_c
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
             b_dy = drop(b_dy.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
             tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
-            b_dy = b_dy.to(p_dropped_y.dtype.element_ty)
-            tl.store(p_dropped_y + o_tile + o_mc, b_dy, mask=m_m)
-            tl.debug_barrier()
-            b_dy = tl.load(p_dropped_y + o_tile + o_mc, mask=m_m, other=0.0)
-            b_n = tl.load(p_normed + o_tile + o_mc, mask=m_m, other=0.0)
+            b_dy = b_dy.to(dtype)
+            store_rows(p_dropped_y, b_dy, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_dn = tl.zeros([M, C], tl.float32)
-        key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
-            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_dh = tl.dot(b_dy, b_down, input_precision=PRECISION)  # [M, N]
-            m_h = b_h > 0.0
-            if DROPOUT > 0:
-                m_h &= keeps(key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
-            b_dh = tl.where(m_h, b_dh, 0.0).to(b_dy.dtype)
+            p_bits = p_open + tile * (M * HIDDEN // 8) + o_m[:, None] * (HIDDEN // 8)
+            m_m = o_m[:, None] < rows - tile * M
+            b_open = tl.load(p_bits + (first // 8 + tl.arange(0, N // 8))[None, :], mask=m_m, other=0)
+            b_dh = where_open(b_dh, b_open).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
         again = tile
         if DROPOUT > 0:
             again = counted_again(tile, tiles)  # registers are few
             b_dn *= 1.0 / (1.0 - DROPOUT)
-        b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
+        b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)  # again: registers are few
         b_x, b_inverse = standardise(b_x, C, EPS)
         tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
         b_dx = through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
-        b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
         if DROPOUT == 0:
             tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
-        b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
-        tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
+        b_dx = (b_dx + b_dy).to(dtype)
+        store_rows(p_grad_mid, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, PROJECTION, again * M, o_m, C, DROPOUT)
-            b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
-            b_dx = b_dx.to(p_out_weight.dtype.element_ty)
-            tl.store(p_dropped_mid + o_tile + o_mc, b_dx, mask=m_m)
-            tl.debug_barrier()
-            b_dx = tl.load(p_dropped_mid + o_tile + o_mc, mask=m_m, other=0.0)
+            b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT).to(dtype)
+            store_rows(p_dropped_mid, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         for first in tl.range(0, C, K, num_stages=1):
             b_w = tl.load(p_out_weight + (again - tile) + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
-            b_da = tl.dot(b_dx, b_w, input_precision=PRECISION)
-            p_da = p_grad_attended + again * (M * C) + first + o_m[:, None] * C + o_k[None, :]
-            tl.store(p_da, b_da.to(p_grad_attended.dtype.element_ty), mask=m_m)
+            b_da = tl.dot(b_dx, b_w, input_precision=PRECISION).to(dtype)
+            store_rows(p_grad_attended, b_da, o_m, o_k, again, first, rows, C, DESCRIPTORS)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
@@ -185,7 +176,7 @@ class FeedForwardGradient(NamedTuple):
 
 
 def launch_feed_forward_gradient(
-    grad_y: Tensor, mid: Tensor, weights: AxisLayerWeights, dropout: float, seed: Tensor | None
+    grad_y: Tensor, mid: Tensor, opened: Tensor, weights: AxisLayerWeights, dropout: float, seed: Tensor | None
 ) -> FeedForwardGradient:
     """Through the second half to mid, and through the projection to the attended rows."""
     hidden, width = weights.up_weight.shape
@@ -197,11 +188,14 @@ def launch_feed_forward_gradient(
     dropped_y, dropped_mid = (torch.empty_like(mid) for _ in range(2)) if dropout else (grad_y, grad_mid)
     sums = torch.empty(tiles, 2, width, dtype=torch.float32, device=mid.device)
 
+    def described_rows(tensor: Tensor) -> Any:
+        return described(tensor, sizes.rows, width, sizes.descriptors)
+
     def cost() -> Cost:  # rows are read twice, the second time from the caches
         projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
-        moved = size(grad_y, mid, normed, grad_mid, grad_attended, sums)
+        moved = size(grad_y, mid, opened, normed, grad_mid, grad_attended, sums)
         l2 = moved + size(grad_y, mid) + tiles * size(projection, *matrices)
-        flop = 2 * rows * (3 * weights.up_weight.numel() + projection.numel())
+        flop = 2 * rows * (2 * weights.up_weight.numel() + projection.numel())
         loops = (tiles / max(programs, 1), hidden // sizes.hidden, width // sizes.columns)
         return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + size(*matrices))
 
@@ -211,19 +205,19 @@ def launch_feed_forward_gradient(
         cost,
         num_warps=sizes.warps,
         num_stages=sizes.stages,
-        p_grad_y=grad_y,
-        p_mid=mid,
+        p_grad_y=described_rows(grad_y),
+        p_mid=described_rows(mid),
         p_norm_weight=weights.norm2_weight,
         p_norm_bias=weights.norm2_bias,
         **sizes.matrices(weights),
-        p_up_bias=weights.up_bias,
+        p_open=opened,
         p_out_weight=weights.out_weight.contiguous(),
-        p_normed=normed,
-        p_grad_mid=grad_mid,
-        p_grad_attended=grad_attended,
+        p_normed=described_rows(normed),
+        p_grad_mid=described_rows(grad_mid),
+        p_grad_attended=described(grad_attended, sizes.rows, sizes.columns, sizes.descriptors),
         p_sums=sums,
-        p_dropped_y=dropped_y,
-        p_dropped_mid=dropped_mid,
+        p_dropped_y=described_rows(dropped_y),
+        p_dropped_mid=described_rows(dropped_mid),
         p_seed=sums if seed is None else seed,
         rows=rows,
         tiles=tiles,
