@@ -1,7 +1,7 @@
 """Which of many values are open, a bit each: in an order in which a thread has all bits of a byte.
 
-In the result of a matrix product a thread of a group of four holds two neighbouring columns of every eight. So byte k of
-the four of 32 columns has columns 2 k and 2 k + 1 of each eight, and no bit leaves its thread.
+In the result of a matrix product a thread of a group of four holds two neighbouring columns of every eight. So byte k
+of the four of 32 columns has columns 2 k and 2 k + 1 of each eight, and no bit leaves its thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _places():
 @triton.jit
 def packed(m):
     """[M, N] booleans -> [M, N // 8] bytes. N a multiple of 32."""
-    b = tl.reshape(m, [m.shape[0], m.shape[1] // 32, 4, 4, 2]).to(tl.int32) << _places()
+    b = tl.where(tl.reshape(m, [m.shape[0], m.shape[1] // 32, 4, 4, 2]), 1 << _places(), 0)
     return tl.reshape(tl.sum(tl.sum(b, 4), 2), [m.shape[0], m.shape[1] // 8]).to(tl.uint8)
 
 

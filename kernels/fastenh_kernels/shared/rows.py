@@ -11,6 +11,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastenh_kernels.shared.launch import warpgroups
+
+
+def has_descriptors(x: Tensor) -> bool:
+    """Whether the kernels take such rows, and the matrices beside them, by the copy engine."""
+    return x.element_size() == 2 and warpgroups(x.device)
+
 
 def described(tensor: Tensor, rows: int, columns: int, descriptors: bool) -> Tensor | TensorDescriptor:
     """(..., C), contiguous, as kernels take it: in tiles of ``rows`` by ``columns``, or as it is."""

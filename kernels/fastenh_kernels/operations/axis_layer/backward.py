@@ -23,7 +23,6 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.backward import launch_axis_attention_backward
-from fastenh_kernels.operations.axis_layer.feed_forward import has_descriptors
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import (
     launch_feed_forward_gradient,
     launch_feed_forward_weights,
@@ -33,7 +32,7 @@ from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import LARGE, Cost, dot_precision, launch, processors, shared_memory, size
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
-from fastenh_kernels.shared.rows import described, load_rows, store_rows
+from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 from fastenh_kernels.shared.weight_gradient import launch_weight_gradient
 
 

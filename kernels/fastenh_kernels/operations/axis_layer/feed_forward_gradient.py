@@ -15,35 +15,32 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer.feed_forward import (
     Tiles,
-    columns_of,
-    counted_again,
-    has_descriptors,
     load_weights,
 )
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.bits import where_open
-from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, keeps, row_draws
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
-from fastenh_kernels.shared.rows import described, load_rows, store_rows
+from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "programs"])
 def feed_forward_gradient_kernel(
-    p_grad_y,  # (rows, C) or its descriptor
-    p_mid,  # (rows, C) or its descriptor
+    p_grad_y,  # (rows, C), or its descriptor
+    p_mid,  # (rows, C), or its descriptor
     p_norm_weight,  # (C,)
     p_norm_bias,  # (C,)
     p_up_weight,  # (HIDDEN, C), or its descriptor
     p_down_weight,  # (C, HIDDEN), or its descriptor
     p_open,  # (rows, HIDDEN // 8): which hidden units are open, and kept
     p_out_weight,  # (C, C)
-    p_normed,  # (rows, C) or its descriptor, written: the normalised rows of mid
-    p_grad_mid,  # (rows, C) or its descriptor, written
-    p_grad_attended,  # (rows, C) or its descriptor, written
+    p_normed,  # (rows, C), or its descriptor, written: the normalised rows of mid
+    p_grad_mid,  # (rows, C), or its descriptor, written
+    p_grad_attended,  # (rows, C), or its descriptor, written
     p_sums,  # (tiles, 2, C), written: of the gradients of norm weight and down bias
-    p_dropped_y,  # (rows, C) or its descriptor, written where DROPOUT: what is left of grad_y
-    p_dropped_mid,  # (rows, C) or its descriptor, written where DROPOUT: what is left of grad_mid on its way to the projection
+    p_dropped_y,  # (rows, C), or its descriptor, written where DROPOUT: what is left of grad_y
+    p_dropped_mid,  # (rows, C), or its descriptor, written where DROPOUT: what is left of grad_mid
     p_seed,  # (1,), of the dropout
     rows,
     tiles,
@@ -64,7 +61,7 @@ def feed_forward_gradient_kernel(
     o_k = tl.arange(0, K)
     o_m = tl.arange(0, M)
     dtype: tl.constexpr = p_out_weight.dtype.element_ty
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=True):
         b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
         b_x, b_inverse = standardise(b_x, C, EPS)
         b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(dtype)
@@ -82,14 +79,12 @@ def feed_forward_gradient_kernel(
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_dh = tl.dot(b_dy, b_down, input_precision=PRECISION)  # [M, N]
-            p_bits = p_open + tile * (M * HIDDEN // 8) + o_m[:, None] * (HIDDEN // 8)
-            m_m = o_m[:, None] < rows - tile * M
-            b_open = tl.load(p_bits + (first // 8 + tl.arange(0, N // 8))[None, :], mask=m_m, other=0)
+            p_bits = p_open + (tile * (M * HIDDEN // 8) + first // 8)
+            p_bits += o_m[:, None] * (HIDDEN // 8) + tl.arange(0, N // 8)[None, :]
+            b_open = tl.load(p_bits, mask=o_m[:, None] < rows - tile * M, other=0)
             b_dh = where_open(b_dh, b_open).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
-        again = tile
         if DROPOUT > 0:
-            again = counted_again(tile, tiles)  # registers are few
             b_dn *= 1.0 / (1.0 - DROPOUT)
         b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)  # again: registers are few
         b_x, b_inverse = standardise(b_x, C, EPS)
@@ -101,19 +96,19 @@ def feed_forward_gradient_kernel(
         b_dx = (b_dx + b_dy).to(dtype)
         store_rows(p_grad_mid, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         if DROPOUT > 0:
-            key, o_draw = row_draws(p_seed, PROJECTION, again * M, o_m, C, DROPOUT)
+            key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
             b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT).to(dtype)
             store_rows(p_dropped_mid, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         for first in tl.range(0, C, K, num_stages=1):
-            b_w = tl.load(p_out_weight + (again - tile) + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_da = tl.dot(b_dx, b_w, input_precision=PRECISION).to(dtype)
-            store_rows(p_grad_attended, b_da, o_m, o_k, again, first, rows, C, DESCRIPTORS)
+            store_rows(p_grad_attended, b_da, o_m, o_k, tile, first, rows, C, DESCRIPTORS)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
 def feed_forward_weights_kernel(
-    p_normed,  # (rows, C)
-    p_grad_y,  # (rows, C), dropout done
+    p_normed,  # (rows, C), or its descriptor
+    p_grad_y,  # (rows, C), or its descriptor, dropout done
     p_up_weight,  # (HIDDEN, C)
     p_up_bias,  # (HIDDEN,)
     p_down_weight,  # (C, HIDDEN)
@@ -129,6 +124,7 @@ def feed_forward_weights_kernel(
     M: tl.constexpr,
     N: tl.constexpr,  # hidden units of a program
     STAGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -143,25 +139,23 @@ def feed_forward_weights_kernel(
     b_grad_down = tl.zeros([N, C], tl.float32)
     b_grad_bias = tl.zeros([N], tl.float32)
     for tile in tl.range(i_part, tiles, parts, num_stages=STAGES):
-        m_m = o_m[:, None] < rows - tile * M
-        o_tile = tile * (M * C) + o_m[:, None] * C + o_c[None, :]
-        b_n = tl.load(p_normed + o_tile, mask=m_m, other=0.0)  # [M, C]
-        b_dy = tl.load(p_grad_y + o_tile, mask=m_m, other=0.0)
+        b_n = load_rows(p_normed, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)  # [M, C]
+        b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         # transposed from the start, hidden units x rows: they are first operands below
         b_h = tl.maximum(tl.dot(b_up, tl.trans(b_n), input_precision=PRECISION) + b_bias, 0.0)  # [N, M]
-        b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
-        b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
-            b_h = drop(b_h, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
-            b_dh = drop(b_dh, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
+            b_h = kept(b_h, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
+        b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
+        b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
         b_grad_bias += tl.sum(b_dh, 1)
         b_grad_down = tl.dot(b_h.to(b_dy.dtype), b_dy, b_grad_down, input_precision=PRECISION)
         b_grad_up = tl.dot(b_dh.to(b_n.dtype), b_n, b_grad_up, input_precision=PRECISION)
     o_part = (i_part * HIDDEN + o_n)[:, None] * C + o_c[None, :]
-    tl.store(p_grad_up + o_part, b_grad_up)
-    tl.store(p_grad_down + o_part, b_grad_down)
-    tl.store(p_grad_bias + i_part * HIDDEN + o_n, b_grad_bias)
+    LARGER: tl.constexpr = 1.0 / (1.0 - DROPOUT)  # what is kept
+    tl.store(p_grad_up + o_part, b_grad_up * LARGER)
+    tl.store(p_grad_down + o_part, b_grad_down * LARGER)
+    tl.store(p_grad_bias + i_part * HIDDEN + o_n, b_grad_bias * LARGER)
 
 
 class FeedForwardGradient(NamedTuple):
@@ -235,7 +229,7 @@ def launch_feed_forward_gradient(
 def _tiles(x: Tensor, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
-        return Tiles(128, 64, columns_of(width), 8, 2, True)
+        return Tiles(128, 64, width, 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
     return Tiles(16, 32, 32, 8, 1, False)
@@ -252,6 +246,7 @@ def launch_feed_forward_weights(
     else:
         n = 128 if hidden % 128 == 0 and warpgroups(normed.device) else 64
         m, warps, stages = 64, 8, 2
+    descriptors = has_descriptors(normed)
     tiles, blocks = triton.cdiv(rows, m), hidden // n
     parts = parts_of(tiles, blocks, normed.device)
     grad_up, grad_down = (torch.empty(parts, hidden, width, dtype=torch.float32, device=normed.device) for _ in "ud")
@@ -269,8 +264,8 @@ def launch_feed_forward_weights(
         cost,
         num_warps=warps,
         num_stages=stages,
-        p_normed=normed,
-        p_grad_y=grad_y,
+        p_normed=described(normed, m, width, descriptors),
+        p_grad_y=described(grad_y, m, width, descriptors),
         p_up_weight=weights.up_weight.contiguous(),
         p_up_bias=weights.up_bias,
         p_down_weight=weights.down_weight.contiguous(),
@@ -286,6 +281,7 @@ def launch_feed_forward_weights(
         M=m,
         N=n,
         STAGES=stages,
+        DESCRIPTORS=descriptors,
         DROPOUT=dropout,
         PRECISION=dot_precision(normed),
     )

@@ -24,7 +24,6 @@ from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, singl
 from fastenh_kernels.shared.upsampling import band_blocks
 
 
-
 @triton.jit
 def _pairs(b):
     """[N, C] -> [N / 16, 8, C]: sums of rows r and r + 8, which a thread of a tensor-core result holds both of."""

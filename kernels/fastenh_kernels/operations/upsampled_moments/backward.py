@@ -19,7 +19,6 @@ from fastenh_kernels.shared.operators import like, operator
 from fastenh_kernels.shared.upsampling import band_blocks
 
 
-
 @triton.jit(do_not_specialize=["total", "blocks", "chunk"])
 def upsampled_moments_backward_kernel(
     p_z,  # (B, T, ROWS, C), contiguous
