@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_attention.backward import launch_axis_attention_backward
+from fastenh_kernels.operations.axis_attention.backward import empty_statistics, launch_attention_gradient
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import (
     launch_feed_forward_gradient,
     launch_feed_forward_weights,
@@ -153,10 +153,11 @@ def launch_axis_layer_backward(
     qkv, attended, lse, mid, opened = kept
     w = AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     x, grad_y = x.contiguous(), grad_y.contiguous()
-    grad = launch_feed_forward_gradient(grad_y, mid, opened, w, dropout, seed)
+    statistics = empty_statistics(qkv, heads, axis, dropout, history)
+    grad = launch_feed_forward_gradient(grad_y, mid, opened, attended, lse, statistics, w, heads, axis, dropout, seed)
     grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)
     grad_out, grad_out_bias = launch_weight_gradient(_rows(grad.dropped_mid), _rows(attended))
-    grad_qkv = launch_axis_attention_backward(grad.attended, qkv, attended, lse, heads, axis, dropout, seed, history)
+    grad_qkv = launch_attention_gradient(grad.attended, qkv, statistics, heads, axis, dropout, seed, history)
     grad_x, normed, norm1_sums = launch_norm_linear_gradient(grad_qkv, x, grad.mid, w)
     grad_qkv_weight, grad_qkv_bias = launch_weight_gradient(_rows(grad_qkv), _rows(normed))
     grad_norm2_weight, grad_down_bias = (row.clone() for row in grad.sums.sum(0))  # an operator gives no views

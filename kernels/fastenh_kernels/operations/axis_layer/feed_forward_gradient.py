@@ -25,7 +25,23 @@ from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
 
-@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
+@triton.jit
+def _store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded,
+                      H: tl.constexpr, TIME: tl.constexpr):  # fmt: skip
+    """Softmax sums and sums of attended rows times their gradients, [M, heads], in the order of the sequences."""
+    o_t, o_f = o_row // bands, o_row % bands
+    if TIME:
+        o_sequence, o_position, length = o_t // frames * bands + o_f, o_t % frames, frames
+    else:
+        o_sequence, o_position, length = o_t, o_f, bands
+    o = o_sequence.to(tl.int64)[:, None] * H + o_h[None, :]
+    m = (o_row < rows)[:, None]
+    p_s = p_statistics + o * (2 * padded) + o_position[:, None]
+    tl.store(p_s, tl.load(p_lse + o * length + o_position[:, None], mask=m), mask=m)
+    tl.store(p_s + padded, b_delta, mask=m)
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "programs", "frames", "bands", "padded"])
 def feed_forward_gradient_kernel(
     p_grad_y,  # (rows, C), or its descriptor
     p_mid,  # (rows, C), or its descriptor
@@ -35,6 +51,9 @@ def feed_forward_gradient_kernel(
     p_down_weight,  # (C, HIDDEN), or its descriptor
     p_open,  # (rows, HIDDEN // 8): which hidden units are open, and kept
     p_out_weight,  # (C, C)
+    p_attended,  # (rows, C), or its descriptor
+    p_lse,  # (sequences * H, length): of the attention, see ``row_statistics_kernel``
+    p_statistics,  # (sequences * H, 2, padded), written but for what is behind the end
     p_normed,  # (rows, C), or its descriptor, written: the normalised rows of mid
     p_grad_mid,  # (rows, C), or its descriptor, written
     p_grad_attended,  # (rows, C), or its descriptor, written
@@ -45,6 +64,9 @@ def feed_forward_gradient_kernel(
     rows,
     tiles,
     programs,
+    frames,
+    bands,
+    padded,
     C: tl.constexpr,
     HIDDEN: tl.constexpr,
     EPS: tl.constexpr,
@@ -52,6 +74,8 @@ def feed_forward_gradient_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
     STAGES: tl.constexpr,
+    H: tl.constexpr,
+    TIME: tl.constexpr,  # the attention is along time
     DESCRIPTORS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -103,6 +127,22 @@ def feed_forward_gradient_kernel(
             b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
             b_da = tl.dot(b_dx, b_w, input_precision=PRECISION).to(dtype)
             store_rows(p_grad_attended, b_da, o_m, o_k, tile, first, rows, C, DESCRIPTORS)
+            b_a = load_rows(p_attended, o_m, o_k, tile, first, rows, C, DESCRIPTORS).to(tl.float32)
+            b_delta = tl.sum(tl.reshape(b_a * b_da.to(tl.float32), (M, K * H // C, C // H)), 2) * (1.0 - DROPOUT)
+            o_h = first * H // C + tl.arange(0, K * H // C)
+            _store_statistics(
+                b_delta,
+                p_lse,
+                p_statistics,
+                tl.cast(tile * M, tl.int32) + o_m,
+                o_h,
+                rows,
+                frames,
+                bands,
+                padded,
+                H,
+                TIME,
+            )
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
@@ -170,12 +210,23 @@ class FeedForwardGradient(NamedTuple):
 
 
 def launch_feed_forward_gradient(
-    grad_y: Tensor, mid: Tensor, opened: Tensor, weights: AxisLayerWeights, dropout: float, seed: Tensor | None
+    grad_y: Tensor,
+    mid: Tensor,
+    opened: Tensor,
+    attended: Tensor,
+    lse: Tensor,
+    statistics: Tensor,
+    weights: AxisLayerWeights,
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
 ) -> FeedForwardGradient:
-    """Through the second half to mid, and through the projection to the attended rows."""
+    """Through the second half to mid, and through the projection to the attended rows. ``statistics`` receives what the
+    gradient of the attention needs of its rows."""
     hidden, width = weights.up_weight.shape
     rows = mid.numel() // width
-    sizes = _tiles(mid, dropout)
+    sizes = _tiles(mid, heads, dropout)
     tiles = triton.cdiv(rows, sizes.rows)
     programs = min(tiles, processors(mid.device))
     normed, grad_mid, grad_attended = (torch.empty_like(mid) for _ in range(3))
@@ -187,7 +238,7 @@ def launch_feed_forward_gradient(
 
     def cost() -> Cost:  # rows are read twice, the second time from the caches
         projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
-        moved = size(grad_y, mid, opened, normed, grad_mid, grad_attended, sums)
+        moved = size(grad_y, mid, opened, attended, lse, statistics, normed, grad_mid, grad_attended, sums)
         l2 = moved + size(grad_y, mid) + tiles * size(projection, *matrices)
         flop = 2 * rows * (2 * weights.up_weight.numel() + projection.numel())
         loops = (tiles / max(programs, 1), hidden // sizes.hidden, width // sizes.columns)
@@ -206,6 +257,9 @@ def launch_feed_forward_gradient(
         **sizes.matrices(weights),
         p_open=opened,
         p_out_weight=weights.out_weight.contiguous(),
+        p_attended=described(attended, sizes.rows, sizes.columns, sizes.descriptors),
+        p_lse=lse,
+        p_statistics=statistics,
         p_normed=described_rows(normed),
         p_grad_mid=described_rows(grad_mid),
         p_grad_attended=described(grad_attended, sizes.rows, sizes.columns, sizes.descriptors),
@@ -216,8 +270,13 @@ def launch_feed_forward_gradient(
         rows=rows,
         tiles=tiles,
         programs=programs,
+        frames=mid.shape[1],
+        bands=mid.shape[2],
+        padded=statistics.shape[2],
         C=width,
         HIDDEN=hidden,
+        H=heads,
+        TIME=axis == "time",
         EPS=EPS,
         **sizes.constants(),
         DROPOUT=dropout,
@@ -226,13 +285,13 @@ def launch_feed_forward_gradient(
     return FeedForwardGradient(grad_mid, grad_attended, normed, sums, dropped_y, dropped_mid)
 
 
-def _tiles(x: Tensor, dropout: float) -> Tiles:
+def _tiles(x: Tensor, heads: int, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
         return Tiles(128, 64, width, 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
-    return Tiles(16, 32, 32, 8, 1, False)
+    return Tiles(16, 32, max(32, width // heads), 8, 1, False)  # columns of whole heads
 
 
 def launch_feed_forward_weights(
