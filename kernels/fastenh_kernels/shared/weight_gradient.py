@@ -54,10 +54,14 @@ def launch_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     OUT a multiple of 64, IN 64 or 128.
     """
     (rows, out), width = grad.shape, x.shape[1]
-    m, p, warps, stages = (64, 128 if out % 128 == 0 else 64, 8, 3) if x.element_size() == 2 else (16, 64, 4, 1)
+    if x.element_size() == 4:
+        m, p, warps, stages = 16, 64, 4, 1
+    else:
+        m, stages = 64, 3
+        p, warps = (128, 8) if out > 128 and out % 128 == 0 else (64, 4)
     descriptors = has_descriptors(x)
     tiles, blocks = triton.cdiv(rows, m), out // p
-    parts = parts_of(tiles, blocks, x.device)
+    parts = parts_of(tiles, blocks, x.device, an_sm=1)
     weight = torch.empty(parts, out, width, dtype=torch.float32, device=x.device)
     bias = torch.empty(parts, out, dtype=torch.float32, device=x.device)
 

@@ -291,7 +291,7 @@ def _tiles(x: Tensor, heads: int, dropout: float) -> Tiles:
         return Tiles(128, 64, width, 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
-    return Tiles(16, 32, max(32, width // heads), 8, 1, False)  # columns of whole heads
+    return Tiles(16, 32, max(64, width // heads), 8, 1, False)  # columns of whole heads
 
 
 def launch_feed_forward_weights(
@@ -307,7 +307,7 @@ def launch_feed_forward_weights(
         m, warps, stages = 64, 8, 2
     descriptors = has_descriptors(normed)
     tiles, blocks = triton.cdiv(rows, m), hidden // n
-    parts = parts_of(tiles, blocks, normed.device)
+    parts = parts_of(tiles, blocks, normed.device, an_sm=1)
     grad_up, grad_down = (torch.empty(parts, hidden, width, dtype=torch.float32, device=normed.device) for _ in "ud")
     grad_bias = torch.empty(parts, hidden, dtype=torch.float32, device=normed.device)
 
