@@ -21,7 +21,7 @@ from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.bits import where_open
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, processors, size, warpgroups
-from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
+from fastenh_kernels.shared.norm import EPS, row_moments, row_of, through_norm
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
 
@@ -87,7 +87,8 @@ def feed_forward_gradient_kernel(
     dtype: tl.constexpr = p_out_weight.dtype.element_ty
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=True):
         b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
-        b_x, b_inverse = standardise(b_x, C, EPS)
+        b_mean, b_inverse = row_moments(b_x, C, EPS)
+        b_x = (b_x - b_mean[:, None]) * b_inverse[:, None]
         b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(dtype)
         store_rows(p_normed, b_n, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)  # [M, C]
@@ -111,7 +112,7 @@ def feed_forward_gradient_kernel(
         if DROPOUT > 0:
             b_dn *= 1.0 / (1.0 - DROPOUT)
         b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)  # again: registers are few
-        b_x, b_inverse = standardise(b_x, C, EPS)
+        b_x = (b_x - b_mean[:, None]) * b_inverse[:, None]
         tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
         b_dx = through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
         b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
