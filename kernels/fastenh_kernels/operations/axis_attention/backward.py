@@ -1,9 +1,10 @@
 """The gradient of ``axis_attention``, scores recomputed from the queries, keys and softmax sums.
 
 No atomics, so that two identical steps give equal bits. A first launch takes the result and its gradient to a number a
-row. Up to 192 positions in 16 bit, one program then takes a whole sequence of one head: the rows stay on chip and the
-keys come block by block, so that every exponential is taken once. Longer sequences (float32: all) take two launches: a
-block of rows past all keys, for the queries; a block of keys past all rows, for keys and values.
+row; in a layer the kernel that makes the gradient does. Up to 192 positions in 16 bit, one program then takes a whole
+sequence of one head: the rows stay on chip and the keys come block by block, so that every exponential is taken once.
+Longer sequences (float32: all) take two launches: a block of rows past all keys, for the queries; a block of keys past
+all rows, for keys and values.
 
 Scores are computed transposed (keys x rows) wherever keys and values want them: no product has the transposed result
 of another product as its first operand (on Hopper, Triton from 3.4 on has given wrong gradients for those:

@@ -1,12 +1,12 @@
 """The gradient of ``axis_layer``: of its input and of its twelve weights.
 
-The forward pass keeps, beside its input and the packed projections, the attended rows, the softmax sums and the rows
-between the two halves of the layer (``mid``). Normalised rows are computed again. Five launches and those of the
-attention:
+The forward pass keeps, beside its input and the packed projections, the attended rows, the softmax sums, the rows
+between the two halves of the layer (``mid``) and which hidden units are open. Normalised rows are computed again. Five
+launches and those of the attention:
 
     grad_y -> feed_forward_gradient: through the second half to mid, and through the projection to the attended rows
            -> feed_forward_weights: up and down matrices;   weight_gradient: output projection
-           -> axis_attention_backward
+           -> the gradient of the attention
            -> norm_linear_gradient: through QKV and the first norm to x;   weight_gradient: QKV
 
 Sums over rows are left by tile or part and added up at the end, without atomics. Layer norm's gradient: Ba et al. 2016.

@@ -96,7 +96,9 @@ def project_feed_forward_kernel(
     o_k = tl.arange(0, K)
     o_n = tl.arange(0, N)
     o_m = tl.arange(0, M)
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=True):
+    for tile in tl.range(
+        tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=DESCRIPTORS or DROPOUT > 0
+    ):
         b_x = load_rows(p_x, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
         b_y = row_of(p_out_bias, o_c) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
         for first in tl.range(0, C, K, num_stages=1):
@@ -151,7 +153,7 @@ def launch_project_feed_forward(
     hidden, width = weights.up_weight.shape
     rows = x.numel() // width
     y = torch.empty_like(x)
-    sizes = _tiles(x, hidden, dropout)
+    sizes = _tiles(x, hidden, dropout, mid is not None)
     tiles = triton.cdiv(rows, sizes.rows)
     programs = min(tiles, processors(x.device))
 
@@ -196,7 +198,7 @@ def launch_project_feed_forward(
     return y
 
 
-def _tiles(x: Tensor, hidden: int, dropout: float) -> Tiles:
+def _tiles(x: Tensor, hidden: int, dropout: float, keep: bool) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
         units = 64
@@ -206,4 +208,4 @@ def _tiles(x: Tensor, hidden: int, dropout: float) -> Tiles:
     if x.element_size() == 2:
         stages = 1 if tensor_memory(x.device) else 2  # two have 30 spill instructions there
         return Tiles(32 if dropout else 64, 64, width, 8, stages, False)
-    return Tiles(16 if dropout else 32, 32, 32, 8, 1, False)
+    return Tiles(16 if dropout or keep else 32, 32, 32, 8, 1, False)

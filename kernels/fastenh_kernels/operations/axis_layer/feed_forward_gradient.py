@@ -1,7 +1,7 @@
 """The gradient of ``axis_layer``'s second half: one launch for the rows, one for the two feed-forward matrices.
 
-Hidden units and normalised rows are computed again: the hidden units, four times as wide as a row, never leave the chip
-here either.
+Normalised rows are computed again, and for the matrices the hidden units, too: four times as wide as a row, they never
+leave the chip here either. For the rows it is enough which of them are open, a bit each from the forward pass.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.feed_forward import (
-    Tiles,
-    load_weights,
-)
+from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, load_weights
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.bits import where_open
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
@@ -130,20 +127,8 @@ def feed_forward_gradient_kernel(
             store_rows(p_grad_attended, b_da, o_m, o_k, tile, first, rows, C, DESCRIPTORS)
             b_a = load_rows(p_attended, o_m, o_k, tile, first, rows, C, DESCRIPTORS).to(tl.float32)
             b_delta = tl.sum(tl.reshape(b_a * b_da.to(tl.float32), (M, K * H // C, C // H)), 2) * (1.0 - DROPOUT)
-            o_h = first * H // C + tl.arange(0, K * H // C)
-            _store_statistics(
-                b_delta,
-                p_lse,
-                p_statistics,
-                tl.cast(tile * M, tl.int32) + o_m,
-                o_h,
-                rows,
-                frames,
-                bands,
-                padded,
-                H,
-                TIME,
-            )
+            o_row, o_h = tl.cast(tile * M, tl.int32) + o_m, first * H // C + tl.arange(0, K * H // C)
+            _store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
