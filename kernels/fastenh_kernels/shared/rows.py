@@ -16,12 +16,16 @@ from fastenh_kernels.shared.launch import warpgroups
 
 def has_descriptors(x: Tensor) -> bool:
     """Whether the kernels take such rows, and the matrices beside them, by the copy engine."""
-    return x.element_size() == 2 and warpgroups(x.device)
+    return x.element_size() == 2 and x.numel() > 0 and warpgroups(x.device)
 
 
 def described(tensor: Tensor, rows: int, columns: int, descriptors: bool) -> Tensor | TensorDescriptor:
     """(..., C), contiguous, as kernels take it: in tiles of ``rows`` by ``columns``, or as it is."""
-    return TensorDescriptor.from_tensor(tensor.flatten(0, -2), [rows, columns]) if descriptors else tensor
+    if not descriptors:
+        return tensor
+    if tensor.storage_offset() * tensor.element_size() % 16:  # the engine takes aligned rows alone
+        tensor = tensor.clone()
+    return TensorDescriptor.from_tensor(tensor.flatten(0, -2), [rows, columns])
 
 
 @triton.jit
