@@ -20,7 +20,8 @@ from fastenh_kernels.shared.launch import SHARED_MEMORY, Launch
 # Spill instructions that a kernel may have. Configurations are made for sm_80 and sm_90; the other chips take those of
 # sm_80, and a few instructions more are no reason to take the reference.
 ALLOWED_SPILLS = {80: 0, 86: 24, 89: 24, 90: 0, 100: 24, 120: 24}
-_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TYPES |= {torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8"}
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 _SPILL = re.compile(r"\b(LDL|STL)\b")

@@ -149,10 +149,11 @@ def _chunk_of(length: int, tiles: int, processors: int, least: int) -> int:
     return min(range(least, max(least, longest) + 1), key=steps)
 
 
-def parts_of(tiles: int, blocks: int, device: torch.device) -> int:
-    """How many programs share ``tiles`` and leave a part of a sum each, ``blocks`` sums at a time: two programs an SM,
-    or one where each would have fewer than four tiles, for parts must be written and read again."""
-    parts = max(1, 2 * processors(device) // blocks)
+def parts_of(tiles: int, blocks: int, device: torch.device, an_sm: int = 2) -> int:
+    """How many programs share ``tiles`` and leave a part of a sum each, ``blocks`` sums at a time: ``an_sm`` programs
+    an SM, or one where each would have fewer than four tiles. Two hide each other's waiting; of one there are fewer
+    parts, which must be written and read again: that is what matters where a part is a matrix."""
+    parts = max(1, an_sm * processors(device) // blocks)
     return max(1, min(tiles, parts if tiles >= 4 * parts else processors(device) // blocks))
 
 

@@ -35,11 +35,18 @@ def normalise(b_x, b_weight, b_bias, C: tl.constexpr, EPS: tl.constexpr):
 
 
 @triton.jit
+def row_moments(b_x, C: tl.constexpr, EPS: tl.constexpr):
+    """Of [M, C] rows: [M] means, and [M] factors that give deviation 1."""
+    b_mean = tl.sum(b_x, 1) / C
+    b_x = b_x - b_mean[:, None]
+    return b_mean, tl.rsqrt(tl.sum(b_x * b_x, 1) / C + EPS)
+
+
+@triton.jit
 def standardise(b_x, C: tl.constexpr, EPS: tl.constexpr):
     """[M, C] rows of mean 0 and deviation 1, and the [M] factors that made them so."""
-    b_x = b_x - (tl.sum(b_x, 1) / C)[:, None]
-    b_inverse = tl.rsqrt(tl.sum(b_x * b_x, 1) / C + EPS)
-    return b_x * b_inverse[:, None], b_inverse
+    b_mean, b_inverse = row_moments(b_x, C, EPS)
+    return (b_x - b_mean[:, None]) * b_inverse[:, None], b_inverse
 
 
 @triton.jit

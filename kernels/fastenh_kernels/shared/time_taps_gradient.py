@@ -138,7 +138,7 @@ def matrix_gradient(
     tiles = triton.cdiv(batch * bands, m)
     chunk = chunk_of(frames, tiles * values * parted, x.device)
     units = tiles * triton.cdiv(frames, chunk)
-    share = max(1, triton.cdiv(units * values * parted, 2 * processors(x.device)))
+    share = max(1, triton.cdiv(units * values * parted, processors(x.device)))
     parts = triton.cdiv(units, share)
     sums = torch.empty(parts, 3, kept, columns, dtype=torch.float32, device=x.device)
 

@@ -12,12 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
+from fastenh_kernels.shared.rows import described, has_descriptors, load_rows
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
 def weight_gradient_kernel(
-    p_grad,  # (rows, OUT)
-    p_x,  # (rows, IN)
+    p_grad,  # (rows, OUT), or its descriptor
+    p_x,  # (rows, IN), or its descriptor
     p_weight,  # (parts, OUT, IN), float32
     p_bias,  # (parts, OUT), float32
     rows,
@@ -28,18 +29,19 @@ def weight_gradient_kernel(
     M: tl.constexpr,
     P: tl.constexpr,  # of OUT
     STAGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_part = (tl.program_id(0) // (OUT // P)).to(tl.int64)
-    o_p = tl.program_id(0) % (OUT // P) * P + tl.arange(0, P)
+    first = tl.program_id(0) % (OUT // P) * P
+    o_p = first + tl.arange(0, P)
     o_in = tl.arange(0, IN)
     o_m = tl.arange(0, M)
     b_weight = tl.zeros([P, IN], tl.float32)
     b_bias = tl.zeros([P], tl.float32)
     for tile in tl.range(i_part, tiles, parts, num_stages=STAGES):
-        m_m = o_m[:, None] < rows - tile * M
-        b_g = tl.load(p_grad + tile * (M * OUT) + o_m[:, None] * OUT + o_p[None, :], mask=m_m, other=0.0)  # [M, P]
-        b_x = tl.load(p_x + tile * (M * IN) + o_m[:, None] * IN + o_in[None, :], mask=m_m, other=0.0)  # [M, IN]
+        b_g = load_rows(p_grad, o_m, tl.arange(0, P), tile, first, rows, OUT, DESCRIPTORS)  # [M, P]
+        b_x = load_rows(p_x, o_m, o_in, tile, 0, rows, IN, DESCRIPTORS)  # [M, IN]
         b_weight = tl.dot(tl.trans(b_g), b_x, b_weight, input_precision=PRECISION)
         b_bias += tl.sum(b_g.to(tl.float32), 0)
     tl.store(p_weight + (i_part * OUT + o_p)[:, None] * IN + o_in[None, :], b_weight)
@@ -52,9 +54,14 @@ def launch_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     OUT a multiple of 64, IN 64 or 128.
     """
     (rows, out), width = grad.shape, x.shape[1]
-    m, p, warps, stages = (64, 128 if out % 128 == 0 else 64, 8, 3) if x.element_size() == 2 else (16, 64, 4, 1)
+    if x.element_size() == 4:
+        m, p, warps, stages = 16, 64, 4, 1
+    else:
+        m, stages = 64, 3
+        p, warps = (128, 8) if out > 128 and out % 128 == 0 else (64, 4)
+    descriptors = has_descriptors(x)
     tiles, blocks = triton.cdiv(rows, m), out // p
-    parts = parts_of(tiles, blocks, x.device)
+    parts = parts_of(tiles, blocks, x.device, an_sm=1)
     weight = torch.empty(parts, out, width, dtype=torch.float32, device=x.device)
     bias = torch.empty(parts, out, dtype=torch.float32, device=x.device)
 
@@ -68,8 +75,8 @@ def launch_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         cost,
         num_warps=warps,
         num_stages=stages,
-        p_grad=grad,
-        p_x=x,
+        p_grad=described(grad, m, p, descriptors),
+        p_x=described(x, m, width, descriptors),
         p_weight=weight,
         p_bias=bias,
         rows=rows,
@@ -80,6 +87,7 @@ def launch_weight_gradient(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         M=m,
         P=p,
         STAGES=stages,
+        DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
     return weight.sum(0), bias.sum(0)

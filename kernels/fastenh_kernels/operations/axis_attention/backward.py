@@ -1,9 +1,10 @@
 """The gradient of ``axis_attention``, scores recomputed from the queries, keys and softmax sums.
 
 No atomics, so that two identical steps give equal bits. A first launch takes the result and its gradient to a number a
-row. Up to 192 positions in 16 bit, one program then takes a whole sequence of one head: the rows stay on chip and the
-keys come block by block, so that every exponential is taken once. Longer sequences (float32: all) take two launches: a
-block of rows past all keys, for the queries; a block of keys past all rows, for keys and values.
+row; in a layer the kernel that makes the gradient does. Up to 192 positions in 16 bit, one program then takes a whole
+sequence of one head: the rows stay on chip and the keys come block by block, so that every exponential is taken once.
+Longer sequences (float32: all) take two launches: a block of rows past all keys, for the queries; a block of keys past
+all rows, for keys and values.
 
 Scores are computed transposed (keys x rows) wherever keys and values want them: no product has the transposed result
 of another product as its first operand (on Hopper, Triton from 3.4 on has given wrong gradients for those:
@@ -21,13 +22,20 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.forward import axis_attention_forward
-from fastenh_kernels.operations.axis_attention.resident_gradient import launch_resident_gradient, resident_blocks
+from fastenh_kernels.operations.axis_attention.resident_gradient import (
+    Blocks,
+    launch_resident_gradient,
+    resident_blocks,
+)
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, strides
 from fastenh_kernels.operations.axis_attention.streaming_gradient import launch_streaming_gradient, padded_length
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
 from fastenh_kernels.shared.operators import operator
 
 _ROWS = 64  # of a program of the first launch
+# Statistics of rows behind the end, whose scores are 0: their weights vanish, and what those are multiplied with is a
+# number even in float16.
+BEHIND = 3e4
 
 
 @triton.jit(do_not_specialize=["inner", "length", "blocks"])
@@ -35,7 +43,7 @@ def row_statistics_kernel(
     p_out,  # (outer, inner, length, H, D) by strides
     p_grad_out,  # the same
     p_lse,  # (sequences * H, length): logarithm of the softmax sums to base 2
-    p_statistics,  # (sequences * H, 2, PADDED): the same, infinite behind the end; sum of out * grad_out, there 0
+    p_statistics,  # (sequences * H, 2, PADDED), written: the same; sums of out * grad_out
     inner,
     length,
     blocks,
@@ -59,10 +67,10 @@ def row_statistics_kernel(
     b_do = tl.load(p_grad_out + o_tile, mask=m_m, other=0.0).to(tl.float32)
     b_delta = tl.sum(tl.reshape(b_out * b_do, (M, H, D)), 2)  # [M, H]
     o_row = i_sequence * H + o_h
-    b_lse = tl.load(p_lse + o_row[None, :] * length + o_m[:, None], mask=m_m, other=float("inf"))
+    b_lse = tl.load(p_lse + o_row[None, :] * length + o_m[:, None], mask=m_m)
     p_s = p_statistics + o_row[None, :] * (2 * PADDED) + o_m[:, None]
-    tl.store(p_s, b_lse, mask=(o_m < PADDED)[:, None])
-    tl.store(p_s + PADDED, b_delta / LARGER, mask=(o_m < PADDED)[:, None])
+    tl.store(p_s, b_lse, mask=m_m)
+    tl.store(p_s + PADDED, b_delta / LARGER, mask=m_m)
 
 
 def launch_axis_attention_backward(
@@ -80,13 +88,40 @@ def launch_axis_attention_backward(
 
     qkv and out are contiguous; ``out`` and all that follows as of ``axis_attention_forward``.
     """
+    grad_out = grad_out.contiguous()
+    statistics = empty_statistics(qkv, heads, axis, dropout, history)
+    _launch_row_statistics(grad_out, out, lse, heads, axis, statistics, 1 / (1 - dropout))
+    return launch_attention_gradient(grad_out, qkv, statistics, heads, axis, dropout, seed, history)
+
+
+def empty_statistics(qkv: Tensor, heads: int, axis: str, dropout: float, history: int) -> Tensor:
+    """(sequences * heads, 2, padded length): see ``row_statistics_kernel``; rows behind the end are there already."""
     inner, along = dimensions(axis)
-    length, width = qkv.shape[along], out.shape[3] // heads
-    grad_out, grad_qkv = grad_out.contiguous(), torch.empty_like(qkv)
-    resident = None if history else resident_blocks(qkv, width, length, dropout)
+    length, width = qkv.shape[along], qkv.shape[3] // 3 // heads
+    resident = _resident(qkv, width, length, dropout, history)
     padded = resident.rows if resident else padded_length(length, qkv.element_size(), bool(history or dropout))
-    larger = 1 / (1 - dropout)
-    statistics = _row_statistics(grad_out, out, lse, heads, axis, padded, larger)
+    shape = qkv.shape[0] * qkv.shape[inner] * heads, 2, padded
+    return torch.full(shape, BEHIND, dtype=torch.float32, device=qkv.device)
+
+
+def _resident(qkv: Tensor, width: int, length: int, dropout: float, history: int) -> Blocks | None:
+    return None if history else resident_blocks(qkv, width, length, dropout)
+
+
+def launch_attention_gradient(
+    grad_out: Tensor,
+    qkv: Tensor,
+    statistics: Tensor,
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
+    history: int,
+) -> Tensor:
+    """The same, from contiguous ``grad_out`` and the statistics of its rows."""
+    inner, along = dimensions(axis)
+    length, width = qkv.shape[along], qkv.shape[3] // 3 // heads
+    larger, grad_qkv = 1 / (1 - dropout), torch.empty_like(qkv)
     common = {
         "p_qkv": qkv,
         "p_grad_out": grad_out,
@@ -96,7 +131,7 @@ def launch_axis_attention_backward(
         "inner": qkv.shape[inner],
         "length": length,
         **strides("s", qkv, axis),
-        **strides("s_out", out, axis),
+        **strides("s_out", grad_out, axis),
         "H": heads,
         "D": width,
         "ROOT": larger / math.sqrt(width),
@@ -106,21 +141,18 @@ def launch_axis_attention_backward(
         "PRECISION": dot_precision(qkv),
     }
     programs = qkv.shape[0] * qkv.shape[inner] * heads if length else 0
-    if resident:
+    if resident := _resident(qkv, width, length, dropout, history):
         launch_resident_gradient(programs, resident, grad_out, statistics, common)
     else:
         launch_streaming_gradient(programs, grad_out, statistics, common | {"HISTORY": history})
     return grad_qkv
 
 
-def _row_statistics(
-    grad_out: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str, padded: int, larger: float
-) -> Tensor:
-    """(sequences * heads, 2, padded): see ``row_statistics_kernel``."""
+def _launch_row_statistics(
+    grad_out: Tensor, out: Tensor, lse: Tensor, heads: int, axis: str, statistics: Tensor, larger: float
+) -> None:
     inner, along = dimensions(axis)
-    sequences = out.shape[0] * out.shape[inner]
-    statistics = torch.empty(sequences * heads, 2, padded, dtype=torch.float32, device=out.device)
-    blocks = triton.cdiv(padded, _ROWS)
+    blocks = triton.cdiv(out.shape[along], _ROWS)
 
     def cost() -> Cost:
         moved = size(out, grad_out, lse, statistics)
@@ -128,7 +160,7 @@ def _row_statistics(
 
     launch(
         row_statistics_kernel,
-        sequences * blocks,
+        out.shape[0] * out.shape[inner] * blocks,
         cost,
         num_warps=4,
         p_out=out,
@@ -142,10 +174,9 @@ def _row_statistics(
         H=heads,
         D=out.shape[3] // heads,
         M=_ROWS,
-        PADDED=padded,
+        PADDED=statistics.shape[2],
         LARGER=larger,
     )
-    return statistics
 
 
 def _shape(grad_out: Tensor, qkv: Tensor, *_: Any) -> Tensor:

@@ -1,12 +1,12 @@
 """The gradient of ``axis_layer``: of its input and of its twelve weights.
 
-The forward pass keeps, beside its input and the packed projections, the attended rows, the softmax sums and the rows
-between the two halves of the layer (``mid``). Normalised rows are computed again. Five launches and those of the
-attention:
+The forward pass keeps, beside its input and the packed projections, the attended rows, the softmax sums, the rows
+between the two halves of the layer (``mid``) and which hidden units are open. Normalised rows are computed again. Five
+launches and those of the attention:
 
     grad_y -> feed_forward_gradient: through the second half to mid, and through the projection to the attended rows
            -> feed_forward_weights: up and down matrices;   weight_gradient: output projection
-           -> axis_attention_backward
+           -> the gradient of the attention
            -> norm_linear_gradient: through QKV and the first norm to x;   weight_gradient: QKV
 
 Sums over rows are left by tile or part and added up at the end, without atomics. Layer norm's gradient: Ba et al. 2016.
@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_attention.backward import launch_axis_attention_backward
+from fastenh_kernels.operations.axis_attention.backward import empty_statistics, launch_attention_gradient
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import (
     launch_feed_forward_gradient,
     launch_feed_forward_weights,
@@ -32,19 +32,20 @@ from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import LARGE, Cost, dot_precision, launch, processors, shared_memory, size
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
+from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 from fastenh_kernels.shared.weight_gradient import launch_weight_gradient
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "programs"])
 def norm_linear_gradient_kernel(
-    p_grad_out,  # (rows, 3C)
-    p_x,  # (rows, C)
-    p_grad_mid,  # (rows, C): what comes back past the layer's first half
+    p_grad_out,  # (rows, 3C), or its descriptor
+    p_x,  # (rows, C), or its descriptor
+    p_grad_mid,  # (rows, C), or its descriptor: what comes back past the layer's first half
     p_norm_weight,  # (C,)
     p_norm_bias,  # (C,)
     p_weight,  # (3C, C)
-    p_normed,  # (rows, C), written
-    p_grad_x,  # (rows, C), written
+    p_normed,  # (rows, C), or its descriptor, written
+    p_grad_x,  # (rows, C), or its descriptor, written
     p_sums,  # (tiles, C), written: of the gradient of the norm's weight
     rows,
     tiles,
@@ -53,37 +54,39 @@ def norm_linear_gradient_kernel(
     EPS: tl.constexpr,
     M: tl.constexpr,
     K: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_c = tl.arange(0, C)
     o_k = tl.arange(0, K)
     o_m = tl.arange(0, M)
-    o_mc = o_m[:, None] * C + o_c[None, :]
     p_w = p_weight + o_c[:, None] * C + o_c[None, :]
+    dtype: tl.constexpr = p_weight.dtype.element_ty
     if K == C:  # the matrices stay
         b_wq, b_wk, b_wv = tl.load(p_w), tl.load(p_w + C * C), tl.load(p_w + 2 * C * C)  # [C, C]
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs):
-        m_m = o_m[:, None] < rows - tile * M
-        o_tile = tile * (M * C)
-        p_g = p_grad_out + tile * (M * 3 * C) + o_m[:, None] * (3 * C) + o_k[None, :]
-        b_x = tl.load(p_x + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
-        b_x, b_inverse = standardise(b_x, C, EPS)
-        b_weight = row_of(p_norm_weight, o_c)
-        b_n = (b_x * b_weight + row_of(p_norm_bias, o_c)).to(p_normed.dtype.element_ty)
-        tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, disable_licm=True):
         if K == C:
-            b_dn = tl.dot(tl.load(p_g, mask=m_m, other=0.0), b_wq, input_precision=PRECISION)  # [M, C]
-            b_dn = tl.dot(tl.load(p_g + C, mask=m_m, other=0.0), b_wk, b_dn, input_precision=PRECISION)
-            b_dn = tl.dot(tl.load(p_g + 2 * C, mask=m_m, other=0.0), b_wv, b_dn, input_precision=PRECISION)
+            b_g = load_rows(p_grad_out, o_m, o_c, tile, 0, rows, 3 * C, DESCRIPTORS)
+            b_dn = tl.dot(b_g, b_wq, input_precision=PRECISION)  # [M, C]
+            b_g = load_rows(p_grad_out, o_m, o_c, tile, C, rows, 3 * C, DESCRIPTORS)
+            b_dn = tl.dot(b_g, b_wk, b_dn, input_precision=PRECISION)
+            b_g = load_rows(p_grad_out, o_m, o_c, tile, 2 * C, rows, 3 * C, DESCRIPTORS)
+            b_dn = tl.dot(b_g, b_wv, b_dn, input_precision=PRECISION)
         else:
             b_dn = tl.zeros([M, C], tl.float32)
             for first in tl.range(0, 3 * C, K):
                 b_w = tl.load(p_weight + (first + o_k)[:, None] * C + o_c[None, :])  # [K, C]
-                b_dn = tl.dot(tl.load(p_g + first, mask=m_m, other=0.0), b_w, b_dn, input_precision=PRECISION)
+                b_g = load_rows(p_grad_out, o_m, o_k, tile, first, rows, 3 * C, DESCRIPTORS)
+                b_dn = tl.dot(b_g, b_w, b_dn, input_precision=PRECISION)
+        b_x = load_rows(p_x, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
+        b_x, b_inverse = standardise(b_x, C, EPS)
+        b_weight = row_of(p_norm_weight, o_c)
+        b_n = (b_x * b_weight + row_of(p_norm_bias, o_c)).to(dtype)
+        store_rows(p_normed, b_n, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         tl.store(p_sums + tile * C + o_c, tl.sum(b_dn * b_x, 0))
-        b_dx = tl.load(p_grad_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_dx = load_rows(p_grad_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
         b_dx += through_norm(b_dn, b_x, b_inverse, b_weight, C)
-        tl.store(p_grad_x + o_tile + o_mc, b_dx.to(p_grad_x.dtype.element_ty), mask=m_m)
+        store_rows(p_grad_x, b_dx.to(dtype), o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
 
 
 def launch_norm_linear_gradient(
@@ -92,7 +95,8 @@ def launch_norm_linear_gradient(
     """(gradient of x, normalised rows of x, (tiles, C) sums)."""
     width = x.shape[3]
     rows = x.numel() // width
-    m, k, warps = (16, 32, 8) if x.element_size() == 4 else (64, width, 8)
+    descriptors = has_descriptors(x)
+    m, k, warps = (16, 32, 8) if x.element_size() == 4 else (64, width, 4 if descriptors else 8)
     if shared_memory(x.device) <= LARGE:
         k = min(k, 64)
     tiles = triton.cdiv(rows, m)
@@ -112,14 +116,14 @@ def launch_norm_linear_gradient(
         cost,
         num_warps=warps,
         num_stages=1,
-        p_grad_out=grad_out,
-        p_x=x,
-        p_grad_mid=grad_mid,
+        p_grad_out=described(grad_out, m, width, descriptors),
+        p_x=described(x, m, width, descriptors),
+        p_grad_mid=described(grad_mid, m, width, descriptors),
         p_norm_weight=weights.norm1_weight,
         p_norm_bias=weights.norm1_bias,
         p_weight=weights.qkv_weight.contiguous(),
-        p_normed=normed,
-        p_grad_x=grad_x,
+        p_normed=described(normed, m, width, descriptors),
+        p_grad_x=described(grad_x, m, width, descriptors),
         p_sums=sums,
         rows=rows,
         tiles=tiles,
@@ -128,6 +132,7 @@ def launch_norm_linear_gradient(
         EPS=EPS,
         M=m,
         K=k,
+        DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
     return grad_x, normed, sums
@@ -145,13 +150,14 @@ def launch_axis_layer_backward(
     history: int,
 ) -> list[Tensor]:
     """[grad_x, and the gradients of the twelve weights in float32]. ``kept``: of ``axis_layer_forward``, without y."""
-    qkv, attended, lse, mid = kept
+    qkv, attended, lse, mid, opened = kept
     w = AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     x, grad_y = x.contiguous(), grad_y.contiguous()
-    grad = launch_feed_forward_gradient(grad_y, mid, w, dropout, seed)
+    statistics = empty_statistics(qkv, heads, axis, dropout, history)
+    grad = launch_feed_forward_gradient(grad_y, mid, opened, attended, lse, statistics, w, heads, axis, dropout, seed)
     grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)
     grad_out, grad_out_bias = launch_weight_gradient(_rows(grad.dropped_mid), _rows(attended))
-    grad_qkv = launch_axis_attention_backward(grad.attended, qkv, attended, lse, heads, axis, dropout, seed, history)
+    grad_qkv = launch_attention_gradient(grad.attended, qkv, statistics, heads, axis, dropout, seed, history)
     grad_x, normed, norm1_sums = launch_norm_linear_gradient(grad_qkv, x, grad.mid, w)
     grad_qkv_weight, grad_qkv_bias = launch_weight_gradient(_rows(grad_qkv), _rows(normed))
     grad_norm2_weight, grad_down_bias = (row.clone() for row in grad.sums.sum(0))  # an operator gives no views
@@ -194,7 +200,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | list[Tensor] | None, ...]:
     seed, x, *saved = ctx.saved_tensors
-    kept, weights = saved[:4], saved[4:]
+    kept, weights = saved[:5], saved[5:]
     gradients = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis, ctx.dropout, seed, ctx.history)
     return gradients[0], as_dtypes_of(gradients[1:], weights), None, None, None, None, None
 

@@ -1,51 +1,69 @@
 """The gradient of ``axis_layer``'s second half: one launch for the rows, one for the two feed-forward matrices.
 
-Hidden units and normalised rows are computed again: the hidden units, four times as wide as a row, never leave the chip
-here either.
+Normalised rows are computed again, and for the matrices the hidden units, too: four times as wide as a row, they never
+leave the chip here either. For the rows it is enough which of them are open, a bit each from the forward pass.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.feed_forward import (
-    Tiles,
-    columns_of,
-    counted_again,
-    has_descriptors,
-    load_weights,
-)
+from fastenh_kernels.operations.axis_layer.feed_forward import Tiles, load_weights
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, keeps, row_draws
+from fastenh_kernels.shared.bits import where_open
+from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, processors, size, warpgroups
-from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
+from fastenh_kernels.shared.norm import EPS, row_moments, row_of, through_norm
+from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
 
-@triton.jit(do_not_specialize=["rows", "tiles", "programs"])
+@triton.jit
+def _store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded,
+                      H: tl.constexpr, TIME: tl.constexpr):  # fmt: skip
+    """Softmax sums and sums of attended rows times their gradients, [M, heads], in the order of the sequences."""
+    o_t, o_f = o_row // bands, o_row % bands
+    if TIME:
+        o_sequence, o_position, length = o_t // frames * bands + o_f, o_t % frames, frames
+    else:
+        o_sequence, o_position, length = o_t, o_f, bands
+    o = o_sequence.to(tl.int64)[:, None] * H + o_h[None, :]
+    m = (o_row < rows)[:, None]
+    p_s = p_statistics + o * (2 * padded) + o_position[:, None]
+    tl.store(p_s, tl.load(p_lse + o * length + o_position[:, None], mask=m), mask=m)
+    tl.store(p_s + padded, b_delta, mask=m)
+
+
+@triton.jit(do_not_specialize=["rows", "tiles", "programs", "frames", "bands", "padded"])
 def feed_forward_gradient_kernel(
-    p_grad_y,  # (rows, C)
-    p_mid,  # (rows, C)
+    p_grad_y,  # (rows, C), or its descriptor
+    p_mid,  # (rows, C), or its descriptor
     p_norm_weight,  # (C,)
     p_norm_bias,  # (C,)
     p_up_weight,  # (HIDDEN, C), or its descriptor
-    p_up_bias,  # (HIDDEN,)
     p_down_weight,  # (C, HIDDEN), or its descriptor
+    p_open,  # (rows, HIDDEN // 8): which hidden units are open, and kept
     p_out_weight,  # (C, C)
-    p_normed,  # (rows, C), written: the normalised rows of mid
-    p_grad_mid,  # (rows, C), written
-    p_grad_attended,  # (rows, C), written
+    p_attended,  # (rows, C), or its descriptor
+    p_lse,  # (sequences * H, length): of the attention, see ``row_statistics_kernel``
+    p_statistics,  # (sequences * H, 2, padded), written but for what is behind the end
+    p_normed,  # (rows, C), or its descriptor, written: the normalised rows of mid
+    p_grad_mid,  # (rows, C), or its descriptor, written
+    p_grad_attended,  # (rows, C), or its descriptor, written
     p_sums,  # (tiles, 2, C), written: of the gradients of norm weight and down bias
-    p_dropped_y,  # (rows, C), written where DROPOUT: what is left of grad_y
-    p_dropped_mid,  # (rows, C), written where DROPOUT: what is left of grad_mid on its way to the projection
+    p_dropped_y,  # (rows, C), or its descriptor, written where DROPOUT: what is left of grad_y
+    p_dropped_mid,  # (rows, C), or its descriptor, written where DROPOUT: what is left of grad_mid
     p_seed,  # (1,), of the dropout
     rows,
     tiles,
     programs,
+    frames,
+    bands,
+    padded,
     C: tl.constexpr,
     HIDDEN: tl.constexpr,
     EPS: tl.constexpr,
@@ -53,6 +71,8 @@ def feed_forward_gradient_kernel(
     N: tl.constexpr,
     K: tl.constexpr,
     STAGES: tl.constexpr,
+    H: tl.constexpr,
+    TIME: tl.constexpr,  # the attention is along time
     DESCRIPTORS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -61,68 +81,60 @@ def feed_forward_gradient_kernel(
     o_n = tl.arange(0, N)
     o_k = tl.arange(0, K)
     o_m = tl.arange(0, M)
-    o_mc = o_m[:, None] * C + o_c[None, :]
-    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
-        m_m = o_m[:, None] < rows - tile * M
-        o_tile = tile * (M * C)
-        b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
-        b_x, b_inverse = standardise(b_x, C, EPS)
-        b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(p_out_weight.dtype.element_ty)
-        tl.store(p_normed + o_tile + o_mc, b_n, mask=m_m)
-        b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0)  # [M, C]
+    dtype: tl.constexpr = p_out_weight.dtype.element_ty
+    for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, programs, num_stages=1, disable_licm=True):
+        b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
+        b_mean, b_inverse = row_moments(b_x, C, EPS)
+        b_x = (b_x - b_mean[:, None]) * b_inverse[:, None]
+        b_n = (b_x * row_of(p_norm_weight, o_c) + row_of(p_norm_bias, o_c)).to(dtype)
+        store_rows(p_normed, b_n, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
+        b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)  # [M, C]
         p_tile_sums = p_sums + tile * (2 * C) + o_c
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
             b_dy = drop(b_dy.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
             tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
-            b_dy = b_dy.to(p_dropped_y.dtype.element_ty)
-            tl.store(p_dropped_y + o_tile + o_mc, b_dy, mask=m_m)
-            tl.debug_barrier()
-            b_dy = tl.load(p_dropped_y + o_tile + o_mc, mask=m_m, other=0.0)
-            b_n = tl.load(p_normed + o_tile + o_mc, mask=m_m, other=0.0)
+            b_dy = b_dy.to(dtype)
+            store_rows(p_dropped_y, b_dy, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_dn = tl.zeros([M, C], tl.float32)
-        key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
-            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_dh = tl.dot(b_dy, b_down, input_precision=PRECISION)  # [M, N]
-            m_h = b_h > 0.0
-            if DROPOUT > 0:
-                m_h &= keeps(key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
-            b_dh = tl.where(m_h, b_dh, 0.0).to(b_dy.dtype)
+            p_bits = p_open + (tile * (M * HIDDEN // 8) + first // 8)
+            p_bits += o_m[:, None] * (HIDDEN // 8) + tl.arange(0, N // 8)[None, :]
+            b_open = tl.load(p_bits, mask=o_m[:, None] < rows - tile * M, other=0)
+            b_dh = where_open(b_dh, b_open).to(b_dy.dtype)
             b_dn = tl.dot(b_dh, b_up, b_dn, input_precision=PRECISION)
-        again = tile
         if DROPOUT > 0:
-            again = counted_again(tile, tiles)  # registers are few
             b_dn *= 1.0 / (1.0 - DROPOUT)
-        b_x = tl.load(p_mid + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)  # again: registers are few
-        b_x, b_inverse = standardise(b_x, C, EPS)
+        b_x = load_rows(p_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)  # again: registers are few
+        b_x = (b_x - b_mean[:, None]) * b_inverse[:, None]
         tl.store(p_tile_sums, tl.sum(b_dn * b_x, 0))
         b_dx = through_norm(b_dn, b_x, b_inverse, row_of(p_norm_weight, o_c), C)
-        b_dy = tl.load(p_grad_y + o_tile + o_mc, mask=m_m, other=0.0).to(tl.float32)
+        b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS).to(tl.float32)
         if DROPOUT == 0:
             tl.store(p_tile_sums + C, tl.sum(b_dy, 0))
-        b_dx = (b_dx + b_dy).to(p_out_weight.dtype.element_ty)
-        tl.store(p_grad_mid + o_tile + o_mc, b_dx, mask=m_m)
+        b_dx = (b_dx + b_dy).to(dtype)
+        store_rows(p_grad_mid, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         if DROPOUT > 0:
-            key, o_draw = row_draws(p_seed, PROJECTION, again * M, o_m, C, DROPOUT)
-            b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
-            b_dx = b_dx.to(p_out_weight.dtype.element_ty)
-            tl.store(p_dropped_mid + o_tile + o_mc, b_dx, mask=m_m)
-            tl.debug_barrier()
-            b_dx = tl.load(p_dropped_mid + o_tile + o_mc, mask=m_m, other=0.0)
+            key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
+            b_dx = drop(b_dx.to(tl.float32), key, o_draw[:, None], o_c[None, :], 1, DROPOUT).to(dtype)
+            store_rows(p_dropped_mid, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         for first in tl.range(0, C, K, num_stages=1):
-            b_w = tl.load(p_out_weight + (again - tile) + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
-            b_da = tl.dot(b_dx, b_w, input_precision=PRECISION)
-            p_da = p_grad_attended + again * (M * C) + first + o_m[:, None] * C + o_k[None, :]
-            tl.store(p_da, b_da.to(p_grad_attended.dtype.element_ty), mask=m_m)
+            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            b_da = tl.dot(b_dx, b_w, input_precision=PRECISION).to(dtype)
+            store_rows(p_grad_attended, b_da, o_m, o_k, tile, first, rows, C, DESCRIPTORS)
+            b_a = load_rows(p_attended, o_m, o_k, tile, first, rows, C, DESCRIPTORS).to(tl.float32)
+            b_delta = tl.sum(tl.reshape(b_a * b_da.to(tl.float32), (M, K * H // C, C // H)), 2) * (1.0 - DROPOUT)
+            o_row, o_h = tl.cast(tile * M, tl.int32) + o_m, first * H // C + tl.arange(0, K * H // C)
+            _store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "parts"])
 def feed_forward_weights_kernel(
-    p_normed,  # (rows, C)
-    p_grad_y,  # (rows, C), dropout done
+    p_normed,  # (rows, C), or its descriptor
+    p_grad_y,  # (rows, C), or its descriptor, dropout done
     p_up_weight,  # (HIDDEN, C)
     p_up_bias,  # (HIDDEN,)
     p_down_weight,  # (C, HIDDEN)
@@ -138,6 +150,7 @@ def feed_forward_weights_kernel(
     M: tl.constexpr,
     N: tl.constexpr,  # hidden units of a program
     STAGES: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -152,25 +165,23 @@ def feed_forward_weights_kernel(
     b_grad_down = tl.zeros([N, C], tl.float32)
     b_grad_bias = tl.zeros([N], tl.float32)
     for tile in tl.range(i_part, tiles, parts, num_stages=STAGES):
-        m_m = o_m[:, None] < rows - tile * M
-        o_tile = tile * (M * C) + o_m[:, None] * C + o_c[None, :]
-        b_n = tl.load(p_normed + o_tile, mask=m_m, other=0.0)  # [M, C]
-        b_dy = tl.load(p_grad_y + o_tile, mask=m_m, other=0.0)
+        b_n = load_rows(p_normed, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)  # [M, C]
+        b_dy = load_rows(p_grad_y, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         # transposed from the start, hidden units x rows: they are first operands below
         b_h = tl.maximum(tl.dot(b_up, tl.trans(b_n), input_precision=PRECISION) + b_bias, 0.0)  # [N, M]
-        b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
-        b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
-            b_h = drop(b_h, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
-            b_dh = drop(b_dh, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
+            b_h = kept(b_h, key, o_draw[None, :], o_n[:, None], 8, DROPOUT)
+        b_dh = tl.dot(tl.trans(b_down), tl.trans(b_dy), input_precision=PRECISION)
+        b_dh = tl.where(b_h > 0.0, b_dh, 0.0)
         b_grad_bias += tl.sum(b_dh, 1)
         b_grad_down = tl.dot(b_h.to(b_dy.dtype), b_dy, b_grad_down, input_precision=PRECISION)
         b_grad_up = tl.dot(b_dh.to(b_n.dtype), b_n, b_grad_up, input_precision=PRECISION)
     o_part = (i_part * HIDDEN + o_n)[:, None] * C + o_c[None, :]
-    tl.store(p_grad_up + o_part, b_grad_up)
-    tl.store(p_grad_down + o_part, b_grad_down)
-    tl.store(p_grad_bias + i_part * HIDDEN + o_n, b_grad_bias)
+    LARGER: tl.constexpr = 1.0 / (1.0 - DROPOUT)  # what is kept
+    tl.store(p_grad_up + o_part, b_grad_up * LARGER)
+    tl.store(p_grad_down + o_part, b_grad_down * LARGER)
+    tl.store(p_grad_bias + i_part * HIDDEN + o_n, b_grad_bias * LARGER)
 
 
 class FeedForwardGradient(NamedTuple):
@@ -185,23 +196,37 @@ class FeedForwardGradient(NamedTuple):
 
 
 def launch_feed_forward_gradient(
-    grad_y: Tensor, mid: Tensor, weights: AxisLayerWeights, dropout: float, seed: Tensor | None
+    grad_y: Tensor,
+    mid: Tensor,
+    opened: Tensor,
+    attended: Tensor,
+    lse: Tensor,
+    statistics: Tensor,
+    weights: AxisLayerWeights,
+    heads: int,
+    axis: str,
+    dropout: float,
+    seed: Tensor | None,
 ) -> FeedForwardGradient:
-    """Through the second half to mid, and through the projection to the attended rows."""
+    """Through the second half to mid, and through the projection to the attended rows. ``statistics`` receives what the
+    gradient of the attention needs of its rows."""
     hidden, width = weights.up_weight.shape
     rows = mid.numel() // width
-    sizes = _tiles(mid, dropout)
+    sizes = _tiles(mid, heads, dropout)
     tiles = triton.cdiv(rows, sizes.rows)
     programs = min(tiles, processors(mid.device))
     normed, grad_mid, grad_attended = (torch.empty_like(mid) for _ in range(3))
     dropped_y, dropped_mid = (torch.empty_like(mid) for _ in range(2)) if dropout else (grad_y, grad_mid)
     sums = torch.empty(tiles, 2, width, dtype=torch.float32, device=mid.device)
 
+    def described_rows(tensor: Tensor) -> Any:
+        return described(tensor, sizes.rows, width, sizes.descriptors)
+
     def cost() -> Cost:  # rows are read twice, the second time from the caches
         projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
-        moved = size(grad_y, mid, normed, grad_mid, grad_attended, sums)
+        moved = size(grad_y, mid, opened, attended, lse, statistics, normed, grad_mid, grad_attended, sums)
         l2 = moved + size(grad_y, mid) + tiles * size(projection, *matrices)
-        flop = 2 * rows * (3 * weights.up_weight.numel() + projection.numel())
+        flop = 2 * rows * (2 * weights.up_weight.numel() + projection.numel())
         loops = (tiles / max(programs, 1), hidden // sizes.hidden, width // sizes.columns)
         return Cost(loops, flop, l2_bytes=l2, dram_bytes=moved + size(*matrices))
 
@@ -211,25 +236,33 @@ def launch_feed_forward_gradient(
         cost,
         num_warps=sizes.warps,
         num_stages=sizes.stages,
-        p_grad_y=grad_y,
-        p_mid=mid,
+        p_grad_y=described_rows(grad_y),
+        p_mid=described_rows(mid),
         p_norm_weight=weights.norm2_weight,
         p_norm_bias=weights.norm2_bias,
         **sizes.matrices(weights),
-        p_up_bias=weights.up_bias,
+        p_open=opened,
         p_out_weight=weights.out_weight.contiguous(),
-        p_normed=normed,
-        p_grad_mid=grad_mid,
-        p_grad_attended=grad_attended,
+        p_attended=described(attended, sizes.rows, sizes.columns, sizes.descriptors),
+        p_lse=lse,
+        p_statistics=statistics,
+        p_normed=described_rows(normed),
+        p_grad_mid=described_rows(grad_mid),
+        p_grad_attended=described(grad_attended, sizes.rows, sizes.columns, sizes.descriptors),
         p_sums=sums,
-        p_dropped_y=dropped_y,
-        p_dropped_mid=dropped_mid,
+        p_dropped_y=described_rows(dropped_y),
+        p_dropped_mid=described_rows(dropped_mid),
         p_seed=sums if seed is None else seed,
         rows=rows,
         tiles=tiles,
         programs=programs,
+        frames=mid.shape[1],
+        bands=mid.shape[2],
+        padded=statistics.shape[2],
         C=width,
         HIDDEN=hidden,
+        H=heads,
+        TIME=axis == "time",
         EPS=EPS,
         **sizes.constants(),
         DROPOUT=dropout,
@@ -238,13 +271,13 @@ def launch_feed_forward_gradient(
     return FeedForwardGradient(grad_mid, grad_attended, normed, sums, dropped_y, dropped_mid)
 
 
-def _tiles(x: Tensor, dropout: float) -> Tiles:
+def _tiles(x: Tensor, heads: int, dropout: float) -> Tiles:
     width = x.shape[3]
     if has_descriptors(x):
-        return Tiles(128, 64, columns_of(width), 8, 2, True)
+        return Tiles(128, 64, width, 8, 2, True)
     if x.element_size() == 2:
         return Tiles(32 if dropout else 64, 32, width, 8, 2, False)
-    return Tiles(16, 32, 32, 8, 1, False)
+    return Tiles(16, 32, max(64, width // heads), 8, 1, False)  # columns of whole heads
 
 
 def launch_feed_forward_weights(
@@ -258,8 +291,9 @@ def launch_feed_forward_weights(
     else:
         n = 128 if hidden % 128 == 0 and warpgroups(normed.device) else 64
         m, warps, stages = 64, 8, 2
+    descriptors = has_descriptors(normed)
     tiles, blocks = triton.cdiv(rows, m), hidden // n
-    parts = parts_of(tiles, blocks, normed.device)
+    parts = parts_of(tiles, blocks, normed.device, an_sm=1)
     grad_up, grad_down = (torch.empty(parts, hidden, width, dtype=torch.float32, device=normed.device) for _ in "ud")
     grad_bias = torch.empty(parts, hidden, dtype=torch.float32, device=normed.device)
 
@@ -275,8 +309,8 @@ def launch_feed_forward_weights(
         cost,
         num_warps=warps,
         num_stages=stages,
-        p_normed=normed,
-        p_grad_y=grad_y,
+        p_normed=described(normed, m, width, descriptors),
+        p_grad_y=described(grad_y, m, width, descriptors),
         p_up_weight=weights.up_weight.contiguous(),
         p_up_bias=weights.up_bias,
         p_down_weight=weights.down_weight.contiguous(),
@@ -292,6 +326,7 @@ def launch_feed_forward_weights(
         M=m,
         N=n,
         STAGES=stages,
+        DESCRIPTORS=descriptors,
         DROPOUT=dropout,
         PRECISION=dot_precision(normed),
     )

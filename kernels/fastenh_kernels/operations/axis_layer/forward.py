@@ -156,7 +156,7 @@ def launch_axis_layer(
         attended = launch_norm_attention(x, weights, heads, axis)
     else:
         attended = launch_axis_attention(launch_norm_linear(x, weights, folded), heads, axis, history)
-    return launch_project_feed_forward(attended, x, weights, None, 0.0, None, folded)
+    return launch_project_feed_forward(attended, x, weights, None, None, 0.0, None, folded)
 
 
 def launch_axis_layer_forward(
@@ -168,16 +168,21 @@ def launch_axis_layer_forward(
     seed: Tensor | None,
     history: int,
 ) -> list[Tensor]:
-    """``axis_layer`` with dropout, and what its gradient needs: [y, qkv, attended, softmax sums, mid].
+    """``axis_layer`` with dropout, and what its gradient needs: [y, qkv, attended, softmax sums, mid, bits].
 
     ``weights``: as above. ``seed``: int64, one element, on the device. The same seed drops the same values.
     """
     x, weights = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     qkv = launch_norm_linear(x, weights)
     attended, lse = launch_axis_attention_forward(qkv, heads, axis, dropout, seed, history)
-    mid = torch.empty_like(x)
-    y = launch_project_feed_forward(attended, x, weights, mid, dropout, seed)
-    return [y, qkv, attended, lse, mid]
+    mid, opened = torch.empty_like(x), _bits(x, weights.up_weight)
+    y = launch_project_feed_forward(attended, x, weights, mid, opened, dropout, seed)
+    return [y, qkv, attended, lse, mid, opened]
+
+
+def _bits(x: Tensor, up_weight: Tensor) -> Tensor:
+    """Empty, one for each hidden unit of each row."""
+    return x.new_empty(*x.shape[:3], up_weight.shape[0] // 8, dtype=torch.uint8)
 
 
 def _shape(x: Tensor, *_: object) -> Tensor:
@@ -194,7 +199,7 @@ def _shapes(
     history: int,
 ) -> list[Tensor]:
     qkv = x.new_empty(*x.shape[:3], 3 * x.shape[3])
-    return [like(x), qkv, like(x), softmax_sums(x, heads, axis), like(x)]
+    return [like(x), qkv, like(x), softmax_sums(x, heads, axis), like(x), _bits(x, weights[8])]
 
 
 axis_layer_operator = operator("axis_layer", launch_axis_layer, _shape)

@@ -19,11 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.mask_head.forward import mask_head
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size, tensor_memory, warpgroups
+from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size, tensor_memory, warpgroups
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 from fastenh_kernels.shared.upsampling import band_blocks
-
-_FRAMES = 32  # of a program
 
 
 @triton.jit
@@ -32,7 +30,7 @@ def _pairs(b):
     return tl.sum(tl.reshape(b, [b.shape[0] // 16, 2, 8, b.shape[1]]), 1)
 
 
-@triton.jit(do_not_specialize=["frames", "total", "blocks"])
+@triton.jit(do_not_specialize=["frames", "total", "blocks", "chunk"])
 def mask_head_backward_kernel(
     p_grad,  # (B, bins, T, 2) by strides
     p_z,  # (B, T, ROWS, C), contiguous
@@ -50,6 +48,7 @@ def mask_head_backward_kernel(
     frames,
     total,  # B * T
     blocks,
+    chunk,  # frames of a program
     s_grad_b,
     s_grad_f,
     s_grad_t,
@@ -64,12 +63,11 @@ def mask_head_backward_kernel(
     M: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    FRAMES: tl.constexpr,
     SPECTRUM: tl.constexpr,  # its gradient is asked for
     PRECISION: tl.constexpr,
 ):
     i_block = tl.program_id(0) % blocks
-    first = (tl.program_id(0) // blocks).to(tl.int64) * FRAMES
+    first = (tl.program_id(0) // blocks).to(tl.int64) * chunk
     o_m, o_n, o_k, o_c = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K), tl.arange(0, C)
     p_bounds += i_block * 6
     o_row = tl.load(p_bounds) + o_k
@@ -88,7 +86,7 @@ def mask_head_backward_kernel(
     b_open_sum = tl.zeros([N // 16, 8, C], tl.float32)  # of the logits' gradient where the unit is open
     b_up_sum = tl.zeros([N // 16, 8, C], tl.float32)  # the same times the upsampled values
     b_sum = tl.zeros([N], tl.float32)
-    for i_frame in tl.range(first, tl.minimum(first + FRAMES, total)):
+    for i_frame in tl.range(first, tl.minimum(first + chunk, total)):
         p_frame = p_z + i_frame * (ROWS * C)
         b_z = tl.load(p_frame + o_row[:, None] * C + o_c[None, :], mask=(o_row < ROWS)[:, None], other=0.0)  # [K, C]
         b_up = tl.dot(b_map, b_z, input_precision=PRECISION)  # [N, C]
@@ -142,7 +140,8 @@ def launch_mask_head_backward(
     out_pairs = torch.view_as_real(grad_spectrum) if with_spectrum else pairs
     tables = band_blocks(bands, spectrum.shape[1], z.dtype, z.device)
     blocks, n, k = tables.up.shape
-    groups = triton.cdiv(batch * frames, _FRAMES)
+    chunk = chunk_of(batch * frames, blocks, z.device)
+    groups = triton.cdiv(batch * frames, chunk)
     sums = torch.empty(blocks * groups, 2 * channels + 1, dtype=torch.float32, device=z.device)
 
     def cost() -> Cost:  # blocks overlap in z and in the spectra
@@ -150,7 +149,7 @@ def launch_mask_head_backward(
         windows = batch * frames * blocks * (k * channels * z.element_size() + 2 * n * pairs.element_size())
         l2 = windows + groups * size(tables.up, tables.down) + size(grad_z, sums)
         dram = size(z, grad_z, spectrum, grad, sums)
-        return Cost((min(_FRAMES, batch * frames),), flop, l2_bytes=l2, dram_bytes=dram)
+        return Cost((min(chunk, batch * frames),), flop, l2_bytes=l2, dram_bytes=dram)
 
     launch(
         mask_head_backward_kernel,
@@ -174,6 +173,7 @@ def launch_mask_head_backward(
         frames=frames,
         total=batch * frames,
         blocks=blocks,
+        chunk=chunk,
         s_grad_b=grad_pairs.stride(0),
         s_grad_f=grad_pairs.stride(1),
         s_grad_t=grad_pairs.stride(2),
@@ -188,7 +188,6 @@ def launch_mask_head_backward(
         M=tables.down.shape[1],
         N=n,
         K=k,
-        FRAMES=_FRAMES,
         SPECTRUM=with_spectrum,
         PRECISION=dot_precision(z),
     )

@@ -14,15 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.operators import operator
 from fastenh_kernels.shared.upsampling import upsampling_blocks
 
 _BINS = {2: 64, 4: 32}  # bytes of a value: bins of a program
-_FRAMES = 16  # of a program
 
 
-@triton.jit(do_not_specialize=["frames", "total", "blocks"])
+@triton.jit(do_not_specialize=["frames", "total", "blocks", "chunk"])
 def mask_head_kernel(
     p_z,  # (B, T, 3 * BANDS, C), contiguous
     p_map,  # (blocks, N, K)
@@ -36,6 +35,7 @@ def mask_head_kernel(
     frames,
     total,  # B * T
     blocks,
+    chunk,  # frames of a program
     s_b,
     s_f,
     s_t,
@@ -47,11 +47,10 @@ def mask_head_kernel(
     C: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    FRAMES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block = tl.program_id(0) % blocks
-    first = (tl.program_id(0) // blocks).to(tl.int64) * FRAMES
+    first = (tl.program_id(0) // blocks).to(tl.int64) * chunk
     o_f = i_block * N + tl.arange(0, N)
     o_c = tl.arange(0, C)
     o_k = tl.arange(0, K)
@@ -64,7 +63,7 @@ def mask_head_kernel(
     p_rows = p_z + o_row[:, None] * C + o_c[None, :]
     p_x = p_spectrum + o_f.to(tl.int64) * s_f
     p_y = p_out + o_f.to(tl.int64) * s_out_f
-    for i_frame in tl.range(first, tl.minimum(first + FRAMES, total)):
+    for i_frame in tl.range(first, tl.minimum(first + chunk, total)):
         p_frame = p_rows + i_frame * (ROWS * C)
         b_z = tl.load(p_frame, mask=(o_row < ROWS)[:, None], other=0.0)  # [K, C]
         b_up = tl.dot(b_map, b_z, input_precision=PRECISION)  # [N, C]
@@ -87,13 +86,14 @@ def launch_mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bi
     pairs, out_pairs = torch.view_as_real(spectrum), torch.view_as_real(out)
     table, starts = upsampling_blocks(bands, bins, _BINS[z.element_size()], z.dtype, z.device)
     blocks, block, inner = table.shape
-    groups = triton.cdiv(batch * frames, _FRAMES)
+    chunk = chunk_of(batch * frames, blocks, z.device)
+    groups = triton.cdiv(batch * frames, chunk)
 
     def cost() -> Cost:  # blocks overlap in z
         flop = 2 * batch * frames * bins * 6 * channels  # of the entries that are not zero
         read = batch * frames * blocks * inner * channels * z.element_size()
         l2 = read + groups * size(table) + size(spectrum, out)
-        return Cost((min(_FRAMES, batch * frames),), flop, l2_bytes=l2, dram_bytes=size(z, spectrum, out))
+        return Cost((min(chunk, batch * frames),), flop, l2_bytes=l2, dram_bytes=size(z, spectrum, out))
 
     launch(
         mask_head_kernel,
@@ -112,6 +112,7 @@ def launch_mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bi
         frames=frames,
         total=batch * frames,
         blocks=blocks,
+        chunk=chunk,
         s_b=pairs.stride(0),
         s_f=pairs.stride(1),
         s_t=pairs.stride(2),
@@ -123,7 +124,6 @@ def launch_mask_head(z: Tensor, scale: Tensor, shift: Tensor, weight: Tensor, bi
         C=channels,
         N=block,
         K=inner,
-        FRAMES=_FRAMES,
         PRECISION=dot_precision(z),
     )
     return out

@@ -13,15 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.upsampled_moments.forward import upsampled_moments
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.moments import gradient_of_moments
 from fastenh_kernels.shared.operators import like, operator
 from fastenh_kernels.shared.upsampling import band_blocks
 
-_FRAMES = 32  # of a program
 
-
-@triton.jit(do_not_specialize=["total", "blocks"])
+@triton.jit(do_not_specialize=["total", "blocks", "chunk"])
 def upsampled_moments_backward_kernel(
     p_z,  # (B, T, ROWS, C), contiguous
     p_around,  # (blocks, M, K)
@@ -32,15 +30,15 @@ def upsampled_moments_backward_kernel(
     p_grad_z,  # as z
     total,  # B * T
     blocks,
+    chunk,  # frames of a program
     ROWS: tl.constexpr,
     C: tl.constexpr,
     M: tl.constexpr,
     K: tl.constexpr,
-    FRAMES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block = tl.program_id(0) % blocks
-    first = (tl.program_id(0) // blocks).to(tl.int64) * FRAMES
+    first = (tl.program_id(0) // blocks).to(tl.int64) * chunk
     o_m, o_k, o_c = tl.arange(0, M), tl.arange(0, K), tl.arange(0, C)
     o_row = tl.load(p_bounds + i_block * 6) + o_k
     o_out = tl.load(p_bounds + i_block * 6 + 4) + o_m
@@ -51,7 +49,7 @@ def upsampled_moments_backward_kernel(
     b_constant = b_ones * tl.load(p_offset + o_c)[None, :]  # [M, C]
     p_rows = p_z + o_row[:, None] * C + o_c[None, :]
     p_out = p_grad_z + o_out[:, None] * C + o_c[None, :]
-    for i_frame in tl.range(first, tl.minimum(first + FRAMES, total)):
+    for i_frame in tl.range(first, tl.minimum(first + chunk, total)):
         b_z = tl.load(p_rows + i_frame * (ROWS * C), mask=(o_row < ROWS)[:, None], other=0.0)  # [K, C]
         b_grad = tl.dot(b_around, b_z, input_precision=PRECISION) * b_slope + b_constant
         tl.store(p_out + i_frame * (ROWS * C), b_grad.to(p_grad_z.dtype.element_ty), mask=m_out)
@@ -66,13 +64,14 @@ def launch_upsampled_moments_backward(
     slope, offset = gradient_of_moments(bins * batch * frames, mean, grad_mean, grad_var)
     tables = band_blocks(bands, bins, z.dtype, z.device)
     blocks, m, k = tables.around.shape
-    groups = triton.cdiv(batch * frames, _FRAMES)
+    chunk = chunk_of(batch * frames, blocks, z.device)
+    groups = triton.cdiv(batch * frames, chunk)
 
     def cost() -> Cost:
         flop = 2 * 2 * batch * frames * bins * 6 * channels  # map and transposed map
         read = batch * frames * blocks * k * channels * z.element_size()
         l2 = read + groups * size(tables.around) + size(grad_z)
-        return Cost((min(_FRAMES, batch * frames),), flop, l2_bytes=l2, dram_bytes=size(z, grad_z))
+        return Cost((min(chunk, batch * frames),), flop, l2_bytes=l2, dram_bytes=size(z, grad_z))
 
     launch(
         upsampled_moments_backward_kernel,
@@ -88,11 +87,11 @@ def launch_upsampled_moments_backward(
         p_grad_z=grad_z,
         total=batch * frames,
         blocks=blocks,
+        chunk=chunk,
         ROWS=taps * bands,
         C=channels,
         M=m,
         K=k,
-        FRAMES=_FRAMES,
         PRECISION=dot_precision(z),
     )
     return grad_z

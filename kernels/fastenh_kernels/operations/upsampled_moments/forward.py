@@ -13,16 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
+from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.moments import combined_moments
 from fastenh_kernels.shared.operators import operator
 from fastenh_kernels.shared.upsampling import upsampling_blocks
 
 _BINS = {2: 64, 4: 32}  # bytes of a value: bins of a program
-_FRAMES = 32  # of a program
 
 
-@triton.jit(do_not_specialize=["total", "blocks"])
+@triton.jit(do_not_specialize=["total", "blocks", "chunk"])
 def upsampled_moments_kernel(
     p_z,  # (B, T, ROWS, C), contiguous
     p_map,  # (blocks, N, K)
@@ -30,17 +29,17 @@ def upsampled_moments_kernel(
     p_parts,  # (programs, 2 C + 1): means, sums of squared deviations, count
     total,  # B * T
     blocks,
+    chunk,  # frames of a program
     ROWS: tl.constexpr,
     BINS: tl.constexpr,
     C: tl.constexpr,
     N: tl.constexpr,
     K: tl.constexpr,
-    FRAMES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_block = tl.program_id(0) % blocks
-    first = (tl.program_id(0) // blocks).to(tl.int64) * FRAMES
-    last = tl.minimum(first + FRAMES, total)
+    first = (tl.program_id(0) // blocks).to(tl.int64) * chunk
+    last = tl.minimum(first + chunk, total)
     o_n, o_k, o_c = tl.arange(0, N), tl.arange(0, K), tl.arange(0, C)
     o_row = tl.load(p_starts + i_block) + o_k
     b_map = tl.load(p_map + (i_block * N + o_n[:, None]) * K + o_k[None, :])  # [N, K]
@@ -74,14 +73,15 @@ def launch_upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     batch, frames, bands, taps, channels = z.shape
     table, starts = upsampling_blocks(bands, bins, _BINS[z.element_size()], z.dtype, z.device)
     blocks, block, inner = table.shape
-    groups = triton.cdiv(batch * frames, _FRAMES)
+    chunk = chunk_of(batch * frames, blocks, z.device)
+    groups = triton.cdiv(batch * frames, chunk)
     parts = torch.empty(blocks * groups, 2 * channels + 1, dtype=torch.float32, device=z.device)
 
     def cost() -> Cost:
         flop = 2 * batch * frames * bins * 6 * channels  # of the entries that are not zero
         read = batch * frames * blocks * inner * channels * z.element_size()
         l2 = read + groups * size(table) + size(parts)
-        return Cost((min(_FRAMES, batch * frames) - 1,), flop, l2_bytes=l2, dram_bytes=size(z, parts))
+        return Cost((min(chunk, batch * frames) - 1,), flop, l2_bytes=l2, dram_bytes=size(z, parts))
 
     launch(
         upsampled_moments_kernel,
@@ -94,12 +94,12 @@ def launch_upsampled_moments(z: Tensor, bins: int) -> tuple[Tensor, Tensor]:
         p_parts=parts,
         total=batch * frames,
         blocks=blocks,
+        chunk=chunk,
         ROWS=taps * bands,
         BINS=bins,
         C=channels,
         N=block,
         K=inner,
-        FRAMES=_FRAMES,
         PRECISION=dot_precision(z),
     )
     means, squares, counts = parts.split([channels, channels, 1], 1)
