@@ -150,9 +150,12 @@ def project_feed_forward_kernel(
             b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION)
             if not FOLDED:
                 b_h += row_of(p_up_bias, first + o_n)
-            if DROPOUT > 0:
+            if DROPOUT > 0:  # with Triton 3.6 the other order spills
+                b_h = tl.maximum(b_h, 0.0)
                 b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
-            b_h = relu(b_h, p_out_weight.dtype.element_ty)  # [M, N]
+                b_h = b_h.to(p_out_weight.dtype.element_ty)
+            else:
+                b_h = relu(b_h, p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
@@ -188,7 +191,7 @@ def launch_project_feed_forward(
     programs = min(tiles, processors(x.device))
     block = [sizes.rows, width]
     # descriptors of one block shape came out wrong on an H200 (benchmarks/NOTES.md)
-    described = sizes.descriptors and block != [sizes.hidden, width]
+    described = sizes.descriptors and block != [sizes.hidden, width] and not dropout  # it spills with Triton 3.6
 
     def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
         projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
