@@ -32,7 +32,8 @@ from fastenh.train.recipe import Recipe, load_recipe
 from fastenh_kernels import backend
 
 _TWICE = ("native_batch_norm", "cudnn_batch_norm", "batch_norm_backward")  # read their inputs twice
-_VIEWS = {"aten::_unsafe_view", "aten::detach", "aten::view_as_complex", "aten::view_as_real", "prim::device"}
+_VIEWS = {f"aten::{name}" for name in ("_unsafe_view", "detach", "transpose_", "view_as_complex", "view_as_real")}
+_VIEWS |= {"prim::device"}
 _EMPTY = {"aten::empty.memory_format", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh.models.level import before_sound, normalise_level, running_level
+from fastenh.models.transform import analyse, overlap_add, synthesise
 
 SAMPLE_RATE = 16_000
 N_FFT = 512
@@ -34,9 +32,7 @@ class Frontend(nn.Module):
 
     def stft(self, waveform: Tensor) -> Tensor:
         """(B, L), L >= 1 -> complex (B, 257, T) with T = ceil(L / hop) + 1."""
-        padded = F.pad(waveform, (0, -waveform.shape[-1] % self.hop))
-        window = self.window.to(waveform.dtype)
-        return torch.stft(padded, N_FFT, self.hop, window=window, pad_mode="constant", return_complex=True)
+        return analyse(waveform, self.window.to(waveform.dtype), self.hop).transpose(1, 2)
 
     def power(self, spectrum: Tensor) -> Tensor:
         """The mean square under the window of each frame, from its spectrum (Parseval): (B, 257, T) -> (B, T)."""
@@ -51,19 +47,8 @@ class Frontend(nn.Module):
         the squared windows on the way: on CUDA a wait in every call, and no CUDA graph.
         """
         window = self.window.to(spectrum.real.dtype)
-        frames = torch.fft.irfft(spectrum.transpose(1, 2), N_FFT) * window  # (B, T, 512)
-        weights = window.square().expand(1, *frames.shape[1:])
-        kept = slice(N_FFT // 2, N_FFT // 2 + length)  # from the centre of the first frame on
-        return self._overlap_add(frames)[:, kept] / self._overlap_add(weights)[:, kept]
-
-    def _overlap_add(self, frames: Tensor) -> Tensor:
-        """(B, T, 512) -> (B, T * hop + 512 - hop), but for the last frame's end, where the window falls to nothing."""
-        parts = N_FFT // self.hop
-        hops = frames.unflatten(-1, (parts, self.hop))  # (B, T, parts, hop)
-        total = hops.shape[1]
-        shifted = [F.pad(hops[:, :, part], (0, 0, part, parts - 1 - part)) for part in range(parts)]
-        whole: Any = sum(shifted)
-        return whole[:, : total + parts - 2].flatten(1)
+        weights = overlap_add(window.square().expand(1, spectrum.shape[2], N_FFT), self.hop, length)
+        return synthesise(spectrum.transpose(1, 2), window, self.hop, length) / weights
 
 
 class SpectralModel(nn.Module):

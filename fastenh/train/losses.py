@@ -33,10 +33,15 @@ class LossConfig:
 
 def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
     """Negative SI-SDR in bel (dB / 10) of each (B, L) pair: Le Roux et al. 2019, "SDR - half-baked or well done?"."""
-    scale = (estimate * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + _EPS)
-    target = scale * clean
-    noise = estimate - target
-    return -torch.log10((target.square().sum(-1) + _EPS) / (noise.square().sum(-1) + _EPS))
+    energy = _energy(clean)
+    scale = (estimate * clean).sum(-1) / (energy + _EPS)
+    noise = torch.addcmul(estimate, scale.unsqueeze(-1), clean, value=-1)
+    return -torch.log10((scale.square() * energy + _EPS) / (_energy(noise) + _EPS))
+
+
+def _energy(waveform: Tensor) -> Tensor:
+    """(B, L) -> (B,): the sum of squares, without writing them down."""
+    return torch.linalg.vector_norm(waveform, dim=-1).square()
 
 
 def multi_resolution_loss(estimate: Tensor, clean: Tensor) -> Tensor:
@@ -133,9 +138,10 @@ class EnhancementLoss(nn.Module):
     def forward(self, estimate: Tensor, clean: Tensor, noisy: Tensor, spectrum: Tensor | None = None) -> Tensor:
         """Three (B, L) waveforms -> scalar. spectrum: (B, 257, T) that became ``estimate``, for a noisy RMS of 1."""
         config = self.config
-        gain = _LEVEL / noisy.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        rms = torch.linalg.vector_norm(noisy, dim=-1, keepdim=True) / noisy.shape[-1] ** 0.5
+        gain = _LEVEL / rms.clamp_min(1e-6)
         estimate, clean = estimate * gain, clean * gain
-        speech = (clean.abs().amax(-1) > 0).float()
+        speech = clean.any(-1)
         loss = estimate.new_zeros(())
         if config.si_sdr:
             loss = loss + config.si_sdr * (si_sdr_loss(estimate, clean) * speech).mean()
