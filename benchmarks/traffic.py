@@ -30,6 +30,7 @@ from fastenh.train.losses import EnhancementLoss
 from fastenh.train.optimisers import make_optimiser
 from fastenh.train.recipe import Recipe, load_recipe
 from fastenh_kernels import backend
+from fastenh_kernels.shared.launch import Launch
 
 _TWICE = ("native_batch_norm", "cudnn_batch_norm", "batch_norm_backward")  # read their inputs twice
 _VIEWS = {f"aten::{name}" for name in ("_unsafe_view", "detach", "transpose_", "view_as_complex", "view_as_real")}
@@ -133,10 +134,16 @@ def step_traffic(recipe: Recipe) -> Traffic:
                 torch._foreach_lerp_([torch.empty_like(value) for value in values], values, 0.5)
     with Traffic(inside=True) as beside:
         for beside.part in ("tables, made once", "sums of parts"):
-            list(training_launches(torch.bfloat16, work_of(recipe), model=recipe.model))
+            list(step_launches(recipe))
     for found, more in ((traffic.moved, beside.moved), (traffic.calls, beside.calls)):
         found["sums of parts"] = more["sums of parts"]
     return traffic
+
+
+def step_launches(recipe: Recipe) -> Iterator[tuple[str, Launch]]:
+    """The launches of a training step of a recipe, in bfloat16, in order."""
+    spectral = bool(recipe.loss.compressed_magnitude or recipe.loss.compressed_complex)
+    return training_launches(torch.bfloat16, work_of(recipe), model=recipe.model, spectral=spectral)
 
 
 def work_of(recipe: Recipe) -> Work:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+import fastenh_kernels
 from fastenh.data.settings import Fraction, Weight
 from fastenh.models.frontend import BINS, N_FFT, SAMPLE_RATE, Frontend
 
@@ -108,20 +109,11 @@ class Loudness(nn.Module):
         return (quiet / 0.5) ** _ZWICKER * (ratio**_ZWICKER - 1)
 
 
-def _compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """|S|^p, and S |S|^(p - 1) as real pairs; finite gradients at 0."""
-    pairs = torch.view_as_real(spectrum)
-    magnitude = (pairs.square().sum(-1) + _EPS).sqrt()
-    return magnitude**power, pairs * (magnitude ** (power - 1)).unsqueeze(-1)
-
-
 class EnhancementLoss(nn.Module):
     """Weighted sum of the terms of ``LossConfig``, each a mean over the clips.
 
     - log_magnitude: L1 between log1p|S| (the origin's loss)
-    - compressed_magnitude, compressed_complex: mean squared error of power-law compressed spectra
-      (Braun and Tashev 2021, "A consolidated view of loss functions for supervised deep learning-based speech
-      enhancement")
+    - compressed_magnitude, compressed_complex: mean squared error of power-law compressed spectra (``spectral_loss``)
     - si_sdr: negative SI-SDR in bel; clips whose clean side is silent count as 0
     - multi_resolution: ``multi_resolution_loss``; clips whose clean side is silent count as 0
     - consistency: ``consistency_loss`` of the spectrum that the model's mask left, where it is given
@@ -155,14 +147,11 @@ class EnhancementLoss(nn.Module):
 
     def _spectral(self, estimate: Tensor, clean: Tensor) -> Tensor:
         config = self.config
-        loss = estimate.real.new_zeros(())
+        loss = torch.zeros((), device=estimate.device)
         if config.log_magnitude:
             difference = torch.log1p(estimate.abs()) - torch.log1p(clean.abs())
             loss = loss + config.log_magnitude * difference.abs().mean()
         if config.compressed_magnitude or config.compressed_complex:
-            magnitude, pairs = _compress(estimate, config.compression)
-            clean_magnitude, clean_pairs = _compress(clean, config.compression)
-            loss = loss + config.compressed_magnitude * (magnitude - clean_magnitude).square().mean()
-            # mean over bins of the squared complex distance (sum of the real and the imaginary part)
-            loss = loss + config.compressed_complex * 2 * (pairs - clean_pairs).square().mean()
+            weights = config.compressed_magnitude, config.compressed_complex
+            loss = loss + fastenh_kernels.spectral_loss(estimate, clean, *weights, config.compression)
         return loss
