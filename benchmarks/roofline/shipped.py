@@ -40,9 +40,8 @@ FORWARD: dict[str, list[Case]] = {
 TRAINING: dict[str, list[Case]] = {
     "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS,
             ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", ""), ("spectral_loss", "")],
-    # maps to and from the bands are PyTorch's
     "dpt_complex": [("front_convolution", ""), ("band_convolution", "three bands"), ("band_convolution", "three bands"),
-                    ("affine_silu", ""), *_NARROW, *_MIXES, ("affine_silu", ""),
+                    ("band_map", "enter"), *_NARROW, ("band_map", "leave"), *_MIXES, ("affine_silu", ""),
                     ("compressed_mask", ""), ("spectral_loss", "")],
 }  # fmt: skip
 

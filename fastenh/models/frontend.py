@@ -47,8 +47,12 @@ class Frontend(nn.Module):
         the squared windows on the way: on CUDA a wait in every call, and no CUDA graph.
         """
         window = self.window.to(spectrum.real.dtype)
-        weights = overlap_add(window.square().expand(1, spectrum.shape[2], N_FFT), self.hop, length)
-        return synthesise(spectrum.transpose(1, 2), window, self.hop, length) / weights
+        frames = spectrum.transpose(1, 2)
+        if N_FFT == 2 * self.hop:  # every sample lies under two frames: the window of each is divided by both
+            weights = window.square().view(2, self.hop).sum(0).repeat(2)
+            return synthesise(frames, window / weights, self.hop, length)
+        weights = overlap_add(window.square().expand(1, frames.shape[1], N_FFT), self.hop, length)
+        return synthesise(frames, window, self.hop, length) / weights
 
 
 class SpectralModel(nn.Module):

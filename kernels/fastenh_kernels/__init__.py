@@ -14,6 +14,7 @@ from fastenh_kernels.operations.axis_layer import axis_layer as axis_layer
 from fastenh_kernels.operations.band_convolution import band_convolution as band_convolution
 from fastenh_kernels.operations.band_decoder import band_decoder as band_decoder
 from fastenh_kernels.operations.band_encoder import band_encoder as band_encoder
+from fastenh_kernels.operations.band_map import band_map as band_map
 from fastenh_kernels.operations.complex_mask import complex_mask as complex_mask
 from fastenh_kernels.operations.compressed_front import compressed_front as compressed_front
 from fastenh_kernels.operations.compressed_mask import compressed_mask as compressed_mask
