@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +35,34 @@ class LossConfig:
 
 
 def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
-    """Negative SI-SDR in bel (dB / 10) of each (B, L) pair: Le Roux et al. 2019, "SDR - half-baked or well done?"."""
-    energy = _energy(clean)
-    scale = (estimate * clean).sum(-1) / (energy + _EPS)
-    noise = torch.addcmul(estimate, scale.unsqueeze(-1), clean, value=-1)
-    return -torch.log10((scale.square() * energy + _EPS) / (_energy(noise) + _EPS))
+    """Negative SI-SDR in bel (dB / 10) of each (B, L) pair: Le Roux et al. 2019, "SDR - half-baked or well done?".
+
+    The clean side is a constant.
+    """
+    return _SISDR.apply(estimate, clean)
+
+
+class _SISDR(torch.autograd.Function):
+    """The gradient is a sum of both waveforms with a factor for each clip, which takes one pass over them."""
+
+    @staticmethod
+    def forward(ctx: Any, estimate: Tensor, clean: Tensor) -> Tensor:
+        energy = _energy(clean)
+        along = (estimate * clean).sum(-1)
+        scale = along / (energy + _EPS)
+        noise = _energy(torch.addcmul(estimate, scale.unsqueeze(-1), clean, value=-1)) + _EPS
+        target = scale.square() * energy + _EPS
+        # (noise, clean) / (energy + eps) and the derivative of the target's energy, both along the clean side
+        left = (along - scale * energy) / (energy + _EPS)
+        of_clean = -(scale + left) / noise - scale * energy / ((energy + _EPS) * target)
+        ctx.save_for_backward(estimate, clean, 1 / noise, of_clean)
+        return torch.log10(noise / target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        estimate, clean, *factors = ctx.saved_tensors
+        of_estimate, of_clean = ((2 / math.log(10) * grad * factor).unsqueeze(-1) for factor in factors)
+        return torch.addcmul(of_estimate * estimate, of_clean, clean), None
 
 
 def _energy(waveform: Tensor) -> Tensor:
