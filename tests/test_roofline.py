@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton")
 from benchmarks.roofline import pipes, record
 from benchmarks.roofline.cubins import _TENSOR_CORE, Cubin
-from benchmarks.roofline.shipped import FORWARD, WINDOWS, Work, forward_launches, training_launches
+from benchmarks.roofline.shipped import FORWARD, WINDOWS, Work, forward_launches
 from benchmarks.traffic import Traffic, kept_by_each, step_launches, step_traffic, window_traffic, work_of
 from fastenh.enhance.enhancer import Enhancer
 from fastenh.models.registry import build

@@ -48,7 +48,7 @@ class Frontend(nn.Module):
         """
         window = self.window.to(spectrum.real.dtype)
         frames = spectrum.transpose(1, 2)
-        if N_FFT == 2 * self.hop:  # every sample lies under two frames: the window of each is divided by both
+        if 2 * self.hop == N_FFT:  # every sample lies under two frames: the window of each is divided by both
             weights = window.square().view(2, self.hop).sum(0).repeat(2)
             return synthesise(frames, window / weights, self.hop, length)
         weights = overlap_add(window.square().expand(1, frames.shape[1], N_FFT), self.hop, length)

@@ -66,7 +66,7 @@ class Inputs:
 
 
 def leaves(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with gradients asked for of those that ask for them, or else of all real tensors, or else of all."""
+    """The arguments with gradients asked for: of those that ask for one, or of all real tensors, or of all."""
     tensors = [value for value in tree_leaves(arguments) if isinstance(value, Tensor)]
     kinds: tuple[Callable[[Tensor], bool], ...] = (lambda tensor: tensor.requires_grad, Tensor.is_floating_point)
     asked = next((kind for kind in kinds if any(map(kind, tensors))), Tensor.is_complex)

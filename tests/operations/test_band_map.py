@@ -23,9 +23,7 @@ def test_formula_and_gradient_of_the_reference():
     z = x * affine[0] + affine[1]
     expected = torch.einsum("nm,btmc,wc->btnw", bands, z * z.sigmoid(), weight) + added
     torch.testing.assert_close(fastenh_kernels.band_map(x, affine, bands, weight, added), expected)
-    torch.testing.assert_close(
-        fastenh_kernels.band_map(x, None, bands, weight, added), bands @ x @ weight.T + added
-    )
+    torch.testing.assert_close(fastenh_kernels.band_map(x, None, bands, weight, added), bands @ x @ weight.T + added)
     assert torch.autograd.gradcheck(fastenh_kernels.band_map, (x, affine, bands, weight, added))
 
 

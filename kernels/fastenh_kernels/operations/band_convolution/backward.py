@@ -42,8 +42,8 @@ def by_halves(b_x, M: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def gradient_of(p_grad, p_y, o, m, b_slope, b_offset, MIX: tl.constexpr, M: tl.constexpr, C: tl.constexpr):
-    """[M, C] of what came back and what the moments add to it, or [M, 4 C] of its upper neighbour, itself, its lower one
-    and nothing, side by side."""
+    """[M, C]: what came back with what the moments add to it. Without a mix [M, 4 C]: its upper neighbour, itself, its
+    lower neighbour and nothing, side by side."""
     dtype = p_grad.dtype.element_ty
     b_g = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
     b_g += tl.load(p_y + o, mask=m, other=0.0).to(tl.float32) * b_slope + b_offset

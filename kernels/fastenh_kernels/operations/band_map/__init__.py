@@ -21,9 +21,9 @@ def band_map(x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, ad
 
 
 def _serves(x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, added: Tensor) -> str:
-    sizes = *bands.shape, *weight.shape
-    if any(size not in (16, 32, 64) for size in sizes):
-        return f"{sizes[1]} bands of {sizes[3]} channels to {sizes[0]} of {sizes[2]}: the kernel takes 16, 32 or 64 each"
+    (count, wide), (width, channels) = bands.shape, weight.shape
+    if any(size not in (16, 32, 64) for size in (count, wide, width, channels)):
+        return f"{wide} bands of {channels} channels to {count} of {width}: the kernel takes 16, 32 or 64 each"
     return wide_values(x)
 
 

@@ -1,9 +1,9 @@
 """The gradients of ``band_map``: of the rows, of their scale and shift, of both matrices and of what is added.
 
 With A the map over bands, W that over channels, h the activated rows and g what came back, the gradient of h is
-``R W`` with ``R = A^T g``, that of W is ``R^T h``, and that of A is ``g (h W^T)^T = (g W) h^T``. Products are chosen so
-that the taller side of each is a wide one, for the fast instructions take 64 rows. Sums over frames are left by programs
-and added up at the end, so that two identical steps give equal bits.
+``R W`` with ``R = A^T g``, that of W is ``R^T h``, and that of A is ``g (h W^T)^T = (g W) h^T``. Of the two forms of each
+product the one with 64 rows is taken, which the fast instructions want. Sums over frames are left by programs and added
+up at the end, so that two identical steps give equal bits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from fastenh_kernels.operations.band_convolution.backward import by_halves, through_silu
 from fastenh_kernels.operations.band_map.forward import band_map_operator
 from fastenh_kernels.shared.bands import matrix_of
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 
@@ -41,6 +41,7 @@ def band_map_backward_kernel(
     PART: tl.constexpr,
     ACTIVE: tl.constexpr,
     FEWER: tl.constexpr,  # bands come out than go in
+    AGAIN: tl.constexpr,  # matrices, scale and shift are loaded for each frame, or the registers spill
     PRECISION: tl.constexpr,
 ):
     dtype = p_x.dtype.element_ty
@@ -57,8 +58,15 @@ def band_map_backward_kernel(
         b_of_bands, b_of_weight = tl.zeros([M, N], tl.float32), tl.zeros([W, C], tl.float32)
     else:
         b_of_bands, b_of_weight = tl.zeros([N, M], tl.float32), tl.zeros([C, W], tl.float32)
-    for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
+    for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs, disable_licm=True):
         p_rows = p_x + t * (M * C) + o_x
+        if AGAIN:
+            b_w = tl.load(p_weight + o_w[:, None] * C + o_c[None, :])
+            b_from = matrix_of(p_bands, N, M, M)
+            if FEWER:
+                b_w_across = matrix_of(p_weight, W, C, C)
+            if ACTIVE:
+                b_scale, b_shift = affine_of(p_affine, C)
         b_g = tl.load(p_grad + t * (N * W) + o_g)
         b_added += b_g.to(tl.float32)
         b_r = tl.dot(b_from, b_g, input_precision=PRECISION).to(dtype)  # [M, W]
@@ -115,7 +123,7 @@ def launch_band_map_backward(
         band_map_backward_kernel,
         programs,
         cost,
-        num_warps=4,
+        num_warps=4 if warpgroups(x.device) else 8,
         num_stages=1,
         p_grad=grad,
         p_x=x,
@@ -133,6 +141,7 @@ def launch_band_map_backward(
         PART=sum(sizes),
         ACTIVE=affine is not None,
         FEWER=count < wide,
+        AGAIN=not warpgroups(x.device),
         PRECISION=dot_precision(x),
     )
     of_bands, of_weight, of_added, of_affine = (part.clone() for part in parts.sum(0).split(sizes))

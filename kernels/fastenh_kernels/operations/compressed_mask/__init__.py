@@ -16,8 +16,8 @@ def compressed_mask(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, p
     expanded again.
 
     x: (B, T, 64, C); weight: (C, 2 parts, 8 bins, 3 frames); bias: (2,); spectrum: complex (B, 257, T), whose last bin
-    comes back as zero. ahead: frames behind the present one, 0 to 2. Returns complex (B, 257, T). Kernels give no gradient
-    of the spectrum.
+    comes back as zero. ahead: frames behind the present one, 0 to 2. Returns complex (B, 257, T). Kernels give no
+    gradient of the spectrum.
     """
     return OPERATION(x, weight, bias, spectrum, power, ahead)
 
@@ -38,6 +38,4 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     yield Example("", arguments)
 
 
-OPERATION = Operation(
-    "compressed_mask", reference.compressed_mask, serves=_serves, examples=_examples
-)
+OPERATION = Operation("compressed_mask", reference.compressed_mask, serves=_serves, examples=_examples)

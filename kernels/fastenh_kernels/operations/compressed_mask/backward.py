@@ -1,9 +1,9 @@
 """The gradients of ``compressed_mask``: of its rows, of the weight and of the bias, in one walk along time.
 
-The result Y stands for the masked compressed spectrum u = Y |Y|^(power - 1), so that no mask is kept or made again. With
-g the gradient of Y, that of u is ``|Y|^(1 - power) (g + (1 / power - 1) (g, Y) Y / |Y|^2)``, and that of the mask is this
-times the conjugate of the compressed spectrum. The 8 bins of a band in three frames lie side by side in a tile of 64
-columns, as in ``front_convolution``: one product gives the gradient of the rows, another that of the weight.
+The result Y stands for the masked compressed spectrum, u = Y |Y|^(power - 1), so that no mask is kept or made again.
+With g the gradient of Y, that of u is ``|Y|^(1 - power) (g + (1 / power - 1) (g, Y) Y / |Y|^2)``, and that of the mask
+is this times the conjugate of the compressed spectrum. The 8 bins of a band in three frames lie side by side in a tile of
+64 columns, as in ``front_convolution``: one product gives the gradient of the rows, another that of the weight.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from fastenh_kernels.shared.compression import EPS, as_frames
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, size
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 
+TINY = tl.constexpr(1e-34)  # where nothing came out, nothing goes back
+
 
 @triton.jit
 def bins_of(p_frame, o, m):
@@ -31,14 +33,14 @@ def bins_of(p_frame, o, m):
 
 @triton.jit
 def grad_mask_of(p_grad, p_out, p_spectrum, t, frames, POWER: tl.constexpr, EPS: tl.constexpr):
-    """[64 bands, 16] of frame t, zeros outside of the clip: the gradient of the mask in the 8 bins of each band, real and
-    imaginary part side by side."""
+    """[64 bands, 16] of frame t, zeros outside of the clip: the gradient of the mask in the 8 bins of each band, real
+    and imaginary part side by side."""
     o = (4 * tl.arange(0, 64)[:, None] - 2) * 2 + tl.arange(0, 16)[None, :]
     m = (o >= 0) & (o < 512) & (t >= 0) & (t < frames)
     b_g_re, b_g_im = bins_of(p_grad + t * 514, o, m)
     b_y_re, b_y_im = bins_of(p_out + t * 514, o, m)
     b_re, b_im = bins_of(p_spectrum + t * 514, o, m)
-    b_log = log2(b_y_re * b_y_re + b_y_im * b_y_im + 1e-34)
+    b_log = log2(b_y_re * b_y_re + b_y_im * b_y_im + TINY)
     b_along = (b_g_re * b_y_re + b_g_im * b_y_im) * tl.exp2(-b_log) * (1 / POWER - 1)
     b_factor = log2(b_re * b_re + b_im * b_im + EPS) * ((POWER - 1) / 2) + b_log * ((1 - POWER) / 2)
     b_factor = tl.exp2(b_factor)

@@ -108,7 +108,8 @@ def launch_norm_taps_backward(
 
     def cost() -> Cost:
         l2 = size(grad) * (1 + chunks * (taps - 1) / max(frames, 1)) + size(x, grad_x, sums)
-        return Cost((triton.cdiv(frames, _TURN) / max(chunks, 1),), flop=0.0, l2_bytes=l2, dram_bytes=size(grad, x, grad_x, sums))
+        turns = triton.cdiv(frames, _TURN) / max(chunks, 1)
+        return Cost((turns,), flop=0.0, l2_bytes=l2, dram_bytes=size(grad, x, grad_x, sums))
 
     launch(
         norm_taps_backward_kernel,

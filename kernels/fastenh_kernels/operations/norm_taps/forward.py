@@ -93,9 +93,7 @@ def norm_taps_kernel(
             asked = asked[1:] + (frame_of(p_rows, t + AHEAD + ASKED, m_rows, 0, end, FRAME),)
 
 
-def frames_of_program(
-    frames: int, tiles: int, resident: int, device: torch.device, halo: int, turn: int = 1
-) -> int:
+def frames_of_program(frames: int, tiles: int, resident: int, device: torch.device, halo: int, turn: int = 1) -> int:
     """How far a program walks, in whole turns, so that all of them are on the device at once, where they fill it: of
     such walks, the one with which the processors are through first. Every program reads ``halo`` frames more."""
     count = processors(device)
