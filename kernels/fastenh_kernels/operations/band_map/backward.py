@@ -1,9 +1,9 @@
 """The gradients of ``band_map``: of the rows, of their scale and shift, of both matrices and of what is added.
 
 With A the map over bands, W that over channels, h the activated rows and g what came back, the gradient of h is
-``R W`` with ``R = A^T g``, that of W is ``R^T h``, and that of A is ``g (h W^T)^T = (g W) h^T``. Of the two forms of each
-product the one with 64 rows is taken, which the fast instructions want. Sums over frames are left by programs and added
-up at the end, so that two identical steps give equal bits.
+``R W`` with ``R = A^T g``, that of W is ``R^T h``, and that of A is ``g (h W^T)^T = (g W) h^T``. Of the two forms of
+each product the one with 64 rows is taken, which the fast instructions want. Sums over frames are left by programs and
+added up at the end, so that two identical steps give equal bits.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The result Y stands for the masked compressed spectrum, u = Y |Y|^(power - 1), so that no mask is kept or made again.
 With g the gradient of Y, that of u is ``|Y|^(1 - power) (g + (1 / power - 1) (g, Y) Y / |Y|^2)``, and that of the mask
-is this times the conjugate of the compressed spectrum. The 8 bins of a band in three frames lie side by side in a tile of
-64 columns, as in ``front_convolution``: one product gives the gradient of the rows, another that of the weight.
+is this times the conjugate of the compressed spectrum. The 8 bins of a band in three frames lie side by side in a tile
+of 64 columns, as in ``front_convolution``: one product gives the gradient of the rows, another that of the weight.
 """
 
 from __future__ import annotations
