@@ -38,9 +38,9 @@ def overlap_add(frames: Tensor, hop: int, length: int) -> Tensor:
 
 
 def _transformed(waveform: Tensor, window: Tensor, hop: int) -> Tensor:
-    half = len(window) // 2
+    half = window.shape[-1] // 2
     padded = F.pad(waveform, (half, half + -waveform.shape[1] % hop))
-    return torch.fft.rfft(padded.unfold(1, len(window), hop) * window)
+    return torch.fft.rfft(padded.unfold(1, window.shape[-1], hop) * window)
 
 
 class _Analysis(torch.autograd.Function):
@@ -54,8 +54,8 @@ class _Analysis(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (window,) = ctx.saved_tensors
         grad = 0.5 * grad  # all bins but the first and the last stand for two when they are transformed back
-        grad[..., :: len(window) // 2] *= 2
-        frames = torch.fft.irfft(grad, len(window), norm="forward") * window
+        grad[..., :: window.shape[-1] // 2] *= 2
+        frames = torch.fft.irfft(grad, window.shape[-1], norm="forward") * window
         return overlap_add(frames, ctx.hop, ctx.length), None, None
 
 
@@ -64,11 +64,11 @@ class _Synthesis(torch.autograd.Function):
     def forward(ctx: Any, spectrum: Tensor, window: Tensor, hop: int, length: int) -> Tensor:
         ctx.save_for_backward(window)
         ctx.hop = hop
-        return overlap_add(torch.fft.irfft(spectrum, len(window)) * window, hop, length)
+        return overlap_add(torch.fft.irfft(spectrum, window.shape[-1]) * window, hop, length)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (window,) = ctx.saved_tensors
-        spectrum = _transformed(grad, window * (2 / len(window)), ctx.hop)
-        spectrum[..., :: len(window) // 2] *= 0.5
+        spectrum = _transformed(grad, window * (2 / window.shape[-1]), ctx.hop)
+        spectrum[..., :: window.shape[-1] // 2] *= 0.5
         return spectrum, None, None, None
