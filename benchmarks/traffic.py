@@ -33,8 +33,10 @@ from fastenh_kernels import backend
 from fastenh_kernels.shared.launch import Launch
 
 _TWICE = ("native_batch_norm", "cudnn_batch_norm", "batch_norm_backward")  # read their inputs twice
-_VIEWS = {f"aten::{name}" for name in ("_unsafe_view", "detach", "transpose_", "view_as_complex", "view_as_real")}
-_VIEWS |= {"prim::device"}
+_VIEWS = {
+    "aten::_unsafe_view", "aten::detach", "aten::transpose_", "aten::view_as_complex", "aten::view_as_real",
+    "prim::device",
+}  # fmt: skip
 _EMPTY = {"aten::empty.memory_format", "aten::empty_like", "aten::empty_strided", "aten::new_empty"}
 
 

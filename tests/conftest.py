@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+# Tensors of tests are small: threads would mostly wait for each other. Child processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import soundfile

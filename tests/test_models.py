@@ -1,11 +1,13 @@
 """The models of the origin, the STFT around them, and their level."""
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY_DPT, voice
+from parity import relative
 from torch import nn
 
 from fastenh.models.dpt import DPT, DPTConfig
@@ -269,7 +271,12 @@ def test_folded_for_inference_is_the_same_model(tiny_model, dtype):
             norm.running_var.uniform_(0.5, 2)
         noisy = torch.randn(2, 4000)
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            torch.testing.assert_close(tiny_model.folded(dtype)(noisy), tiny_model(noisy), rtol=0, atol=0)
+            folded, plain = (model(noisy) for model in (tiny_model.folded(dtype), tiny_model))
+        if dtype == torch.float32:
+            torch.testing.assert_close(folded, plain, rtol=0, atol=0)
+        else:  # layer norms are folded, too: other roundings, the same distance to the truth
+            truth = copy.deepcopy(tiny_model).double()(noisy.double())
+            assert relative(folded, truth) <= 1.5 * relative(plain, truth)
 
 
 def test_a_core_without_a_folded_form_stays_as_it_is():

@@ -28,8 +28,10 @@ CLIPS = Work(64, CLIP_FRAMES, 3.0)  # as benchmarks/gpu.py measures them
 WINDOWS = Work(16, 256, 3.58)  # as they are enhanced on a GPU: docs/spans.md
 META = torch.device("meta")
 Case = tuple[str, str]  # the name of an operation and the label of one of its examples
-_LAYERS = [("axis_layer", f"dpt, {axis}") for axis in ("frequency", "time")] * 2
-_NARROW = [("norm_taps", ""), ("axis_layer", "dpt_complex, time"), ("axis_layer", "dpt_complex, frequency")] * 3
+_LAYERS = [("axis_layer", f"dpt, {axis}, folded") for axis in ("frequency", "time")] * 2
+_NARROW = [("time_layer", ""), ("axis_layer", "dpt_complex, frequency, folded")] * 3
+_LAYERS_IN_TRAINING = [("axis_layer", f"dpt, {axis}") for axis in ("frequency", "time")] * 2
+_NARROW_IN_TRAINING = [("norm_taps", ""), *[("axis_layer", f"dpt_complex, {a}") for a in ("time", "frequency")]] * 3
 _MIXES = [("band_convolution", label) for label in ("first mix", "three bands", "mix", "three bands", "mix")]
 FORWARD: dict[str, list[Case]] = {
     "dpt": [("encoder_front", "inference"), ("encoder_conv", "inference"), *_LAYERS,
@@ -38,10 +40,10 @@ FORWARD: dict[str, list[Case]] = {
                     ("compressed_mask", "")],
 }  # fmt: skip
 TRAINING: dict[str, list[Case]] = {
-    "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS,
+    "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS_IN_TRAINING,
             ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", ""), ("spectral_loss", "")],
     "dpt_complex": [("front_convolution", ""), ("band_convolution", "three bands"), ("band_convolution", "three bands"),
-                    ("band_map", "enter"), *_NARROW, ("band_map", "leave"), *_MIXES, ("affine_silu", ""),
+                    ("band_map", "enter"), *_NARROW_IN_TRAINING, ("band_map", "leave"), *_MIXES, ("affine_silu", ""),
                     ("compressed_mask", ""), ("spectral_loss", "")],
 }  # fmt: skip
 
@@ -108,8 +110,10 @@ def _cases(wanted: Iterable[Case], dtype: torch.dtype, work: Work) -> Iterator[t
         operation = OPERATIONS[name]
         (arguments,) = (e.arguments for e in operation.examples(inputs) if e.label == label)
         if name == "axis_layer":
+            arguments = operation.with_dropout(arguments, work.dropout)
+        if name in ("axis_layer", "time_layer"):
             layers += 1
-            name, arguments = f"layer {layers}, {label.split()[-1]}", operation.with_dropout(arguments, work.dropout)
+            name = f"layer {layers}, {'time' if name == 'time_layer' else arguments[3]}"
         yield name, operation, arguments
 
 

@@ -5,7 +5,7 @@ is at most half a window more, and is moved back where it is less than a window,
 (real sound on both sides of every kept sample, no padding). Between neighbours the output changes over at a boundary
 that is ``context`` behind the start of the later one, by a linear fade whose two weights sum to 1: neighbours are
 nearly equal there, and equal-power weights would make a bump of 3 dB. A recording of at most a window and a half is one
-window of its own length; what is longer than a window goes on with its reflection to a length that suits the model.
+window, which goes on with its reflection to one of a few lengths.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ class Spans:
         return self.window + max(0, -(-(remaining - self.window) // self.grain)) * self.grain
 
     def reflected(self, window: np.ndarray) -> np.ndarray:
-        """(C, L) -> (C, the next length that suits), by its reflection, if it is longer than a window.
+        """(C, L) -> (C, a window and a multiple of the grain more or less), by its reflection.
 
-        A folder has few lengths then: what oneDNN prepares for each takes time and memory.
+        A folder has few lengths then: what oneDNN prepares for each takes time and memory. What is shorter than three
+        grains stays as it is, since its reflection would be much of what the model hears.
         """
         length = window.shape[1]
-        more = self.last(length) - length if length > self.window else 0
+        more = (self.window - length) % self.grain if length >= 3 * self.grain else 0
         return np.pad(window, ((0, 0), (0, more)), mode="reflect") if more else window
 
 

@@ -14,7 +14,6 @@ import fastenh_kernels
 from fastenh.models.batch_norm import moments_of_all, processes, update_running
 from fastenh.models.blocks import AxisLayer, bias_of, fold_batch_norm
 from fastenh_kernels.operations import front_convolution
-from fastenh_kernels.operations.axis_attention import Axis
 from fastenh_kernels.shared.compression import compress
 
 _STRIDE = 4  # bins a convolved band
@@ -162,14 +161,17 @@ class DPTComplex(nn.Module):
 
 
 class FoldedDPTComplex(nn.Module):
-    """The core for inference: batch norms folded, matrices and kernels in ``dtype``, vectors in float32."""
+    """The core for inference: batch norms folded, in 16 bit the layer norms, too; matrices and kernels in ``dtype``,
+    vectors in float32."""
 
     def __init__(self, core: DPTComplex, dtype: torch.dtype) -> None:
         super().__init__()
-        self.plan = core.plan
+        self.plan, self.norms_folded = core.plan, dtype.itemsize == 2
         self.sizes = {}
         with torch.no_grad():
             for name, tensors in core.prepared().items():
+                if self.norms_folded and name.startswith("layer"):
+                    tensors = fastenh_kernels.AxisLayerWeights(*tensors).folded()
                 self.sizes[name] = len(tensors)
                 for index, tensor in enumerate(tensors):
                     kept = tensor.detach().to(dtype if tensor.ndim > 1 else torch.float32, copy=True)
@@ -177,10 +179,10 @@ class FoldedDPTComplex(nn.Module):
 
     def forward(self, spectrum: Tensor) -> Tensor:
         """Complex (B, 257, T) -> complex (B, 257, T)."""
-        return enhance(spectrum, self.weights(), self.plan)
+        return enhance(spectrum, self.weights(), self.plan, self.norms_folded)
 
     def weights(self) -> dict[str, tuple[Tensor, ...]]:
-        """As ``DPTComplex.prepared`` gives them."""
+        """As ``DPTComplex.prepared`` gives them; in 16 bit those of the layers folded."""
         return {name: tuple(getattr(self, f"{name}_{i}") for i in range(n)) for name, n in self.sizes.items()}
 
 
@@ -195,19 +197,21 @@ class Plan(NamedTuple):
     ahead: int  # frames, of the convolutions around the dual path
 
 
-def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan) -> Tensor:
-    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``."""
+def enhance(spectrum: Tensor, weights: dict[str, tuple[Tensor, ...]], plan: Plan, folded: bool = False) -> Tensor:
+    """The forward pass in evaluation, with ``weights`` of ``DPTComplex.prepared``.
+
+    folded: those of the layers are as ``AxisLayerWeights.folded`` gives them.
+    """
     front, front_bias = weights["front"]
     x = fastenh_kernels.compressed_front(spectrum, front, front_bias, plan.compression, plan.ahead)
     y, *outs = fastenh_kernels.band_encoder(x, weights["encoder"], weights["enter"])
-    axis: Axis
     for number in range(plan.layers):
-        axis, history = ("frequency", 0) if number % 2 else ("time", plan.history)
-        if axis == "time":
-            norm_weight, norm_bias, taps, taps_bias = weights[f"taps{number}"]
-            y = fastenh_kernels.norm_taps(y, norm_weight, norm_bias, taps, taps_bias, plan.taps_ahead)
         layer = fastenh_kernels.AxisLayerWeights(*weights[f"layer{number}"])
-        y = fastenh_kernels.axis_layer(y, layer, plan.heads, axis, 0.0, history)
+        if number % 2:
+            y = fastenh_kernels.axis_layer(y, layer, plan.heads, "frequency", 0.0, 0, folded)
+        else:
+            taps = weights[f"taps{number}"]
+            y = fastenh_kernels.time_layer(y, taps, layer, plan.heads, plan.taps_ahead, plan.history, folded)
     skips = (*reversed(outs), x)
     x = fastenh_kernels.band_decoder(y, skips, weights["leave"], weights["mixes"], weights["decoder"])
     head, head_bias = weights["head"]

@@ -40,19 +40,21 @@ class Frontend(nn.Module):
         total = 2 * squared.sum(1) - squared[:, 0] - squared[:, -1]
         return total / (N_FFT * self.window.to(total.dtype).square().sum())
 
-    def istft(self, spectrum: Tensor, length: int) -> Tensor:
-        """Complex (B, 257, T) -> (B, length), for the length that was given to ``stft``.
+    def istft(self, spectrum: Tensor, length: int, level: Tensor | None = None) -> Tensor:
+        """Complex (B, 257, T) -> (B, length), for the length that was given to ``stft``; times ``level`` (B, 1).
 
         Weighted overlap-add (Griffin and Lim 1984). ``torch.istft`` gives the same numbers, but looks at the sum of
         the squared windows on the way: on CUDA a wait in every call, and no CUDA graph.
         """
         window = self.window.to(spectrum.real.dtype)
-        frames = spectrum.transpose(1, 2)
+        if level is not None and level.requires_grad:  # windows are constants
+            return self.istft(spectrum, length) * level
+        frames, scaled = spectrum.transpose(1, 2), window if level is None else window * level.unsqueeze(-1)
         if 2 * self.hop == N_FFT:  # every sample lies under two frames: the window of each is divided by both
             weights = window.square().view(2, self.hop).sum(0).repeat(2)
-            return synthesise(frames, window / weights, self.hop, length)
+            return synthesise(frames, scaled / weights, self.hop, length)
         weights = overlap_add(window.square().expand(1, frames.shape[1], N_FFT), self.hop, length)
-        return synthesise(frames, window, self.hop, length) / weights
+        return synthesise(frames, scaled, self.hop, length) / weights
 
 
 class SpectralModel(nn.Module):
@@ -82,7 +84,7 @@ class SpectralModel(nn.Module):
         spectrum, level = self.scaled(waveform)
         enhanced, length = self.core(spectrum), waveform.shape[-1]
         if not self.causal:
-            return self.frontend.istft(enhanced, length) * level, enhanced
+            return self.frontend.istft(enhanced, length, level), enhanced
         enhanced = enhanced * level.unsqueeze(1)
         return self.frontend.istft(enhanced, length), enhanced / normalise_level(waveform)[1].unsqueeze(1)
 

@@ -12,7 +12,8 @@ _BLOCK = 512  # frames, whose powers meet in one product
 
 def normalise_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
     """Scale each (B, L) waveform to an RMS of 1. Returns it and the gain's inverse (B, 1), which takes it back."""
-    rms = waveform.square().mean(-1, keepdim=True).sqrt().clamp_min(SILENCE_RMS)
+    root = torch.linalg.vector_norm(waveform, dim=-1, keepdim=True) * waveform.shape[-1] ** -0.5
+    rms = root.clamp_min(SILENCE_RMS)
     return waveform / rms, rms
 
 

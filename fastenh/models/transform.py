@@ -22,7 +22,8 @@ def analyse(waveform: Tensor, window: Tensor, hop: int) -> Tensor:
 
 
 def synthesise(spectrum: Tensor, window: Tensor, hop: int, length: int) -> Tensor:
-    """Complex (B, T, N / 2 + 1), window (N,) -> (B, length): windowed frames, added up where ``analyse`` took them."""
+    """Complex (B, T, N / 2 + 1), window (N,) or (B, 1, N) -> (B, length): frames times the window, which is a constant,
+    added up where ``analyse`` took them."""
     return _Synthesis.apply(spectrum, window, hop, length)
 
 

@@ -94,26 +94,35 @@ def attention_weights(model: SpectralModel, spectrum: Tensor, axis: str, block: 
             raise ChoiceError(f"--axis {axis}: this model has no attention along it")
         if not 1 <= block <= len(layers):
             raise ChoiceError(f"--block {block}: there are blocks 1 to {len(layers)} along {axis}")
-        x, w, heads, _, _, history = layers[block - 1]
+        x, w, heads, _, history = layers[block - 1]
         normed = F.layer_norm(x[:1], x.shape[-1:], w.norm1_weight, w.norm1_bias)
         return reference.attention_weights(F.linear(normed, w.qkv_weight, w.qkv_bias), heads, axis, history)
 
 
 @contextmanager
 def _layers() -> Iterator[list[tuple[Any, ...]]]:
-    """The arguments of each call of ``axis_layer``: x, weights, heads, axis, dropout, history."""
+    """What each layer is given: x, weights, heads, axis, history."""
     calls: list[tuple[Any, ...]] = []
-    operation = fastenh_kernels.axis_layer
+    operations = fastenh_kernels.axis_layer, fastenh_kernels.time_layer
 
-    def axis_layer(x: Tensor, weights: Any, heads: int, axis: Axis, dropout: float = 0.0, history: int = 0) -> Tensor:
-        calls.append((x, weights, heads, axis, dropout, history))
-        return operation(x, weights, heads, axis, dropout, history)
+    def axis_layer(
+        x: Tensor, weights: Any, heads: int, axis: Axis, dropout: float = 0.0, history: int = 0, folded: bool = False
+    ) -> Tensor:
+        calls.append((x, weights, heads, axis, history))
+        return operations[0](x, weights, heads, axis, dropout, history, folded)
 
-    fastenh_kernels.axis_layer = axis_layer
+    def time_layer(
+        x: Tensor, taps: Any, weights: Any, heads: int, ahead: int, history: int = 0, folded: bool = False
+    ) -> Tensor:
+        norm_weight, norm_bias, weight, bias = taps
+        near = fastenh_kernels.norm_taps(x, norm_weight, norm_bias, weight, bias, ahead)
+        return axis_layer(near, weights, heads, "time", 0.0, history, folded)
+
+    fastenh_kernels.axis_layer, fastenh_kernels.time_layer = axis_layer, time_layer
     try:
         yield calls
     finally:
-        fastenh_kernels.axis_layer = operation
+        fastenh_kernels.axis_layer, fastenh_kernels.time_layer = operations
 
 
 def _heard(recording: Path, source: str) -> tuple[SpectralModel, Tensor]:

@@ -25,4 +25,5 @@ from fastenh_kernels.operations.front_convolution import front_convolution as fr
 from fastenh_kernels.operations.mask_head import mask_head as mask_head
 from fastenh_kernels.operations.norm_taps import norm_taps as norm_taps
 from fastenh_kernels.operations.spectral_loss import spectral_loss as spectral_loss
+from fastenh_kernels.operations.time_layer import time_layer as time_layer
 from fastenh_kernels.operations.upsampled_moments import upsampled_moments as upsampled_moments

@@ -150,30 +150,43 @@ def test_kernel(target, axis, b, t, f):
     check(kernel(axis), plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
 
 
-@pytest.mark.parametrize(
-    ("axis", "b", "t", "f", "whole"),
-    [
-        ("frequency", 2, 3, 32, True),
-        ("frequency", 1, 5, 32, True),
-        ("frequency", 1, 2, 16, False),
-        ("time", 1, 256, 1, True),
-        ("time", 2, 256, 1, True),
-        ("time", 1, 257, 1, False),
-    ],
-)
-def test_a_narrow_layer(target, monkeypatch, axis, b, t, f, whole):
-    """In 16 bit it is one launch; programs take block after block, the last of which may end early along F."""
+def test_folded_weights_make_the_same_layer():
     torch.manual_seed(0)
-    given = kernel(axis)
-    from fastenh_kernels.operations.axis_layer import forward, narrow, narrow_time
+    weights = AxisLayerWeights(*layer_weights(16, 32))
+    folded, x = weights.folded(), randn(2, 3, 5, 16)
+    for plain in (folded.norm1_weight - 1, folded.norm2_weight - 1, folded.qkv_bias, folded.up_bias):
+        assert not plain.any()
+    for axis in ("frequency", "time"):
+        ours = fastenh_kernels.axis_layer(x, folded, 2, axis, folded=True)
+        torch.testing.assert_close(ours, fastenh_kernels.axis_layer(x, weights, 2, axis), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("axis", "t", "f"), [("frequency", 2, 65), ("frequency", 3, 32), ("time", 17, 2), ("time", 60, 1)]
+)
+def test_kernel_of_folded_weights(target, axis, t, f):
+    """It leaves out the norms' weights and biases and the biases behind them."""
+    torch.manual_seed(0)
+    folded = AxisLayerWeights(*layer_weights(64, 128)).folded()
+
+    def ours(x, *w):
+        return kernel_of("axis_layer")(x, AxisLayerWeights(*w), 2, axis, 0.0, 0, True)
+
+    check(ours, plain(axis), (randn(1, t, f, 64), *folded), target)
+
+
+@pytest.mark.parametrize(("b", "t", "f", "whole"), [(2, 3, 32, True), (1, 5, 32, True), (1, 2, 16, False)])
+def test_a_narrow_layer(target, monkeypatch, b, t, f, whole):
+    """In 16 bit it is one launch; programs take block after block, the last of which may end early."""
+    torch.manual_seed(0)
+    given = kernel("frequency")
+    from fastenh_kernels.operations.axis_layer import forward, narrow
 
     launched = []
-    whole_layers = (narrow, "launch_narrow"), (narrow_time, "launch_narrow_time")
-    for module, name in (*whole_layers, (forward, "launch_norm_linear"), (forward, "launch_norm_attention")):
+    for module, name in ((narrow, "launch_narrow"), (forward, "launch_norm_linear")):
         monkeypatch.setattr(module, name, recorded(getattr(module, name), launched))
-    for module in (narrow, narrow_time):
-        monkeypatch.setattr(module, "processors", lambda device: 1)
-    check(given, plain(axis), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
+    monkeypatch.setattr(narrow, "processors", lambda device: 1)
+    check(given, plain("frequency"), (randn(b, t, f, 64), *layer_weights(64, 128)), target)
     assert launched[0].startswith("launch_narrow") == (whole and target[1] != torch.float32)
 
 
@@ -193,7 +206,6 @@ def test_large_means_and_norms_of_a_narrow_layer(target):
     for number, factor in ((0, 3.0), (1, 2.0), (2, 3.0), (3, 4.0), (6, 3.0), (7, 2.0)):
         weights[number] = weights[number] * factor
     check(kernel("frequency"), plain("frequency"), (20 + randn(1, 2, 32, 64), *weights), target)
-    check(kernel("time"), plain("time"), (20 + randn(1, 256, 1, 64), *weights), target)
 
 
 @pytest.mark.parametrize(("width", "hidden", "history"), [(32, 64, 0), (64, 96, 5)])
@@ -296,9 +308,9 @@ def test_rules_of_torch(interpreted):
     from fastenh_kernels.operations.axis_layer import forward
 
     plain_rules = ("test_schema", "test_faketensor")
-    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "time", 0)
-    torch.library.opcheck(forward.axis_layer_operator, layer, test_utils=plain_rules)
-    torch.library.opcheck(forward.axis_layer_operator, (*layer[:-1], 2), test_utils=plain_rules)
+    layer = (randn(1, 2, 3, 64), layer_weights(64, 64), 4, "time")
+    for history, folded in ((0, False), (2, False), (0, True)):
+        torch.library.opcheck(forward.axis_layer_operator, (*layer, history, folded), test_utils=plain_rules)
     layer = (randn(1, 2, 3, 64).requires_grad_(), [w.requires_grad_() for w in layer_weights(64, 64)], 4, "time",
              0.1, torch.tensor([3]), 0)  # fmt: skip
     torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)

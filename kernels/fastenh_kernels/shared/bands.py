@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from fastenh_kernels.shared.norm import row_of
+
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
@@ -32,13 +34,18 @@ def log2(b_x):
 
 @triton.jit
 def silu(b_x, dtype: tl.constexpr):
-    """Of float32, to be rounded to ``dtype``. In 16 bit it is x / 2 (1 + tanh(x / 2)), one special instruction; else
-    the sigmoid by the reciprocal root, two of them, where a division would be a dozen others."""
+    """Of float32, to be rounded to ``dtype``."""
+    return silu_of_twice(b_x * 0.5, dtype)
+
+
+@triton.jit
+def silu_of_twice(b_half, dtype: tl.constexpr):
+    """SiLU of 2 x. In 16 bit it is x + x tanh(x), one special instruction; else the sigmoid by the reciprocal root, two
+    of them, where a division would be a dozen others."""
     if dtype == tl.float32:
-        b_root = tl.rsqrt(1.0 + tl.exp2(b_x * -1.4426950408889634))
-        b_y = b_x * b_root * b_root
+        b_root = tl.rsqrt(1.0 + tl.exp2(b_half * -2.8853900817779268))
+        b_y = 2.0 * b_half * b_root * b_root
     else:
-        b_half = b_x * 0.5
         b_y = b_half * tanh_of_16_bit(b_half) + b_half
     return b_y
 
@@ -79,18 +86,18 @@ def matrix_of(p_weight, OUT: tl.constexpr, IN: tl.constexpr, STEP: tl.constexpr)
 
 
 @triton.jit
-def three_taps(p_weight, C: tl.constexpr):
-    """Three [C, C] of the weight (C, C, 3) of a convolution."""
+def three_taps(p_weight, p_bias, C: tl.constexpr):
+    """Halves of three [C, C] of the weight (C, C, 3) of a convolution and of its bias [1, C], as SiLU takes them."""
     o = tl.arange(0, C)
     p = p_weight + o[None, :] * (3 * C) + o[:, None] * 3
-    return tl.load(p), tl.load(p + 1), tl.load(p + 2)
+    return tl.load(p) * 0.5, tl.load(p + 1) * 0.5, tl.load(p + 2) * 0.5, row_of(p_bias, o) * 0.5
 
 
 @triton.jit
-def convolve_bands(b_x, b_lower, b_upper, taps, b_bias, PRECISION: tl.constexpr):
+def convolve_bands(b_x, b_lower, b_upper, taps, PRECISION: tl.constexpr):
     """[M, C] in the dtype of the taps: the convolution over three bands, with its bias and SiLU, of [M, C] and of its
     lower and upper neighbours."""
     b_y = tl.dot(b_x, taps[1], input_precision=PRECISION)
     b_y = tl.dot(b_lower, taps[0], b_y, input_precision=PRECISION)
     b_y = tl.dot(b_upper, taps[2], b_y, input_precision=PRECISION)
-    return silu(b_y + b_bias, taps[1].dtype).to(taps[1].dtype)
+    return silu_of_twice(b_y + taps[3], taps[1].dtype).to(taps[1].dtype)

@@ -22,8 +22,14 @@ def affine_of(p_affine, C: tl.constexpr):
 
 
 @triton.jit
+def norm_of(p_weight, p_bias, o_c, FOLDED: tl.constexpr, LEVEL: tl.constexpr):
+    """Weight and bias [1, C] of a norm; 1 and LEVEL where they are folded into what follows."""
+    return (1.0, LEVEL) if FOLDED else (row_of(p_weight, o_c), row_of(p_bias, o_c))
+
+
+@triton.jit
 def normalise(b_x, b_weight, b_bias, C: tl.constexpr, EPS: tl.constexpr):
-    """Layer norm of [M, C] float32 rows; weight and bias [1, C]."""
+    """Layer norm of [M, C] float32 rows; weight and bias [1, C], or numbers."""
     b_x, _ = standardise(b_x, C, EPS)
     return b_x * b_weight + b_bias
 

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.launch import LARGE, Cost, chunk_of, dot_precision, launch, shared_memory, size, warpgroups
+from fastenh_kernels.shared.relu import relu
 
 
 @triton.jit
@@ -41,9 +42,8 @@ def _times(b_x0, b_x1, b_matrix0, b_matrix1, b_sum, K1: tl.constexpr, PRECISION:
 def _finish(p_out, b_out, p_bias, o_n, m_out, OUT: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr):
     if BIAS:
         b_out += tl.load(p_bias + o_n, mask=o_n < OUT, other=0.0).to(tl.float32)[None, :]
-    if RELU:
-        b_out = tl.maximum(b_out, 0.0)
-    tl.store(p_out + o_n[None, :], b_out.to(p_out.dtype.element_ty), mask=m_out)
+    dtype: tl.constexpr = p_out.dtype.element_ty
+    tl.store(p_out + o_n[None, :], relu(b_out, dtype) if RELU else b_out.to(dtype), mask=m_out)
 
 
 @triton.jit

@@ -14,19 +14,31 @@ from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights as Ax
 
 
 def axis_layer(
-    x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float = 0.0, history: int = 0
+    x: Tensor,
+    weights: AxisLayerWeights,
+    heads: int,
+    axis: Axis,
+    dropout: float = 0.0,
+    history: int = 0,
+    folded: bool = False,
 ) -> Tensor:
     """A pre-LN transformer encoder layer along one axis, ReLU in between its two feed-forward maps.
 
     x: (B, T, F, C). dropout: probability, on attention weights, hidden units and both residual branches.
-    history: positions that attention sees, the present one and those before it; 0 for all, before and after.
-    Returns (B, T, F, C).
+    history: positions that attention sees, the present one and those before it; 0 for all, before and after. folded:
+    the weights are those of ``AxisLayerWeights.folded``, which spare work at inference. Returns (B, T, F, C).
     """
-    return OPERATION(x, weights, heads, axis, dropout, history)
+    return OPERATION(x, weights, heads, axis, dropout, history, folded)
 
 
 def _serves(
-    x: Tensor, weights: AxisLayerWeights, heads: int, axis: Axis, dropout: float = 0.0, history: int = 0
+    x: Tensor,
+    weights: AxisLayerWeights,
+    heads: int,
+    axis: Axis,
+    dropout: float = 0.0,
+    history: int = 0,
+    folded: bool = False,
 ) -> str:
     hidden, width = weights.up_weight.shape
     if width not in (64, 128) or hidden % 64:
@@ -37,8 +49,10 @@ def _serves(
 def _examples(inputs: Inputs) -> Iterator[Example]:
     for name, shape in (("dpt", DPT), ("dpt_complex", DPT_COMPLEX)):
         x, weights = inputs.activation(shape.bands, shape.channels), _weights(inputs, shape)
+        folded = weights.prepared(inputs.dtype, False)
         for axis in ("frequency", "time"):
             yield Example(f"{name}, {axis}", (x, weights, shape.heads, axis))
+            yield Example(f"{name}, {axis}, folded", (x, folded, shape.heads, axis, 0.0, 0, True), "inference")
         if shape is DPT_COMPLEX:
             yield Example(f"{name}, time, history {HISTORY}", (x, weights, shape.heads, "time", 0.0, HISTORY))
 

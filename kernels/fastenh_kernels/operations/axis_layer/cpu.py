@@ -21,11 +21,17 @@ _ROWS = 1024  # of a tile: with 512 hidden units 2 MB in float32
 
 
 def axis_layer(
-    x: Tensor, weights: AxisLayerWeights, heads: int, axis: str, dropout: float = 0.0, history: int = 0
+    x: Tensor,
+    weights: AxisLayerWeights,
+    heads: int,
+    axis: str,
+    dropout: float = 0.0,
+    history: int = 0,
+    folded: bool = False,
 ) -> Tensor:
     training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights))
     if training or dropout or history:
-        return reference.axis_layer(x, weights, heads, axis, dropout, history, axis_attention)
+        return reference.axis_layer(x, weights, heads, axis, dropout, history, attention=axis_attention)
     return _in_tiles(x, weights, heads, axis)
 
 

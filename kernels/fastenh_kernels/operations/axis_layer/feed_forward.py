@@ -13,10 +13,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory, warpgroups
-from fastenh_kernels.shared.norm import EPS, normalise, row_of
+from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
+from fastenh_kernels.shared.relu import relu
 
 # Before Triton 3.7 kernels of 128 rows spill (4 or 8 instructions) that read the projection's matrix whole, with 3.7
 # those that read it in halves.
@@ -91,7 +92,7 @@ def project_feed_forward_kernel(
     p_up_bias,  # (HIDDEN,)
     p_down_weight,  # (C, HIDDEN), or its descriptor
     p_down_bias,  # (C,)
-    p_y,  # (rows, C)
+    p_y,  # (rows, C), or its descriptor
     p_mid,  # (rows, C): the rows between the two halves, written where KEEP
     p_seed,  # (1,), of the dropout
     rows,
@@ -105,8 +106,11 @@ def project_feed_forward_kernel(
     K: tl.constexpr,
     STAGES: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    DESCRIBED: tl.constexpr,  # so is the result
     KEEP: tl.constexpr,
     DROPOUT: tl.constexpr,
+    FOLDED: tl.constexpr,  # the norm adds LEVEL alone, and there is no bias behind it
+    LEVEL: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_c = tl.arange(0, C)
@@ -114,6 +118,8 @@ def project_feed_forward_kernel(
     o_n = tl.arange(0, N)
     o_m = tl.arange(0, M)
     o_mc = o_m[:, None] * C + o_c[None, :]
+    if K == C:  # the matrix stays
+        b_w = tl.load(p_out_weight + o_c[:, None] * C + o_c[None, :])  # [C, K]
     # dropout fills the registers; without it float16 spills where the counter has 32 bits
     first_tile = tl.program_id(0) if DROPOUT > 0 else tl.program_id(0).to(tl.int64)
     for i_tile in tl.range(first_tile, tiles, programs, num_stages=1, disable_licm=DROPOUT > 0):
@@ -125,7 +131,8 @@ def project_feed_forward_kernel(
         for first in tl.range(0, C, K, num_stages=1):
             p_a = p_attended + o_tile + o_m[:, None] * C + (first + o_k)[None, :]
             b_a = tl.load(p_a, mask=m_m, other=0.0)  # [M, K]
-            b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])  # [C, K]
+            if K < C:
+                b_w = tl.load(p_out_weight + o_c[:, None] * C + (first + o_k)[None, :])
             b_y = tl.dot(b_a, tl.trans(b_w), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
             key, o_draw = row_draws(p_seed, PROJECTION, tile * M, o_m, C, DROPOUT)
@@ -134,17 +141,18 @@ def project_feed_forward_kernel(
             b_x = b_y  # the residual rides in the accumulator
         if KEEP:
             tl.store(p_mid + o_tile + o_mc, b_x.to(p_mid.dtype.element_ty), mask=m_m)
-        b_n = normalise(b_x, row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c), C, EPS)
-        b_n = b_n.to(p_out_weight.dtype.element_ty)
+        b_norm_weight, b_norm_bias = norm_of(p_norm_weight, p_norm_bias, o_c, FOLDED, LEVEL)
+        b_n = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_out_weight.dtype.element_ty)
         b_y = row_of(p_down_bias, o_c) * (1.0 - DROPOUT) + (b_x if DROPOUT == 0 else tl.zeros([M, C], tl.float32))
         key, o_draw = row_draws(p_seed, HIDDEN_UNITS, tile * M, o_m, HIDDEN, DROPOUT)
         for first in tl.range(0, HIDDEN, N, num_stages=STAGES):
             b_up = load_weights(p_up_weight, o_n, o_c, first, 0, C, DESCRIPTORS)  # [N, C]
-            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION) + row_of(p_up_bias, first + o_n)
-            b_h = tl.maximum(b_h, 0.0)
+            b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION)
+            if not FOLDED:
+                b_h += row_of(p_up_bias, first + o_n)
             if DROPOUT > 0:
                 b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
-            b_h = b_h.to(p_out_weight.dtype.element_ty)  # [M, N]
+            b_h = relu(b_h, p_out_weight.dtype.element_ty)  # [M, N]
             b_down = load_weights(p_down_weight, o_c, o_n, 0, first, HIDDEN, DESCRIPTORS)  # [C, N]
             b_y = tl.dot(b_h, tl.trans(b_down), b_y, input_precision=PRECISION)
         if DROPOUT > 0:
@@ -153,7 +161,10 @@ def project_feed_forward_kernel(
             key, o_draw = row_draws(p_seed, FEED_FORWARD, tile * M, o_m, C, DROPOUT)
             b_y *= 1.0 / ((1.0 - DROPOUT) * (1.0 - DROPOUT))
             b_y = b_x + kept(b_y, key, o_draw[:, None], o_c[None, :], 1, DROPOUT)
-        tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
+        if DESCRIBED:
+            p_y.store([tl.cast(tile * M, tl.int32), 0], b_y.to(p_y.dtype))
+        else:
+            tl.store(p_y + o_tile + o_mc, b_y.to(p_y.dtype.element_ty), mask=m_m)
 
 
 def launch_project_feed_forward(
@@ -163,6 +174,7 @@ def launch_project_feed_forward(
     mid: Tensor | None,
     dropout: float,
     seed: Tensor | None,
+    folded: bool = False,
 ) -> Tensor:
     """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
 
@@ -174,6 +186,9 @@ def launch_project_feed_forward(
     sizes = _tiles(x, hidden, dropout)
     tiles = triton.cdiv(rows, sizes.rows)
     programs = min(tiles, processors(x.device))
+    block = [sizes.rows, width]
+    # descriptors of one block shape came out wrong on an H200 (benchmarks/NOTES.md)
+    described = sizes.descriptors and block != [sizes.hidden, width]
 
     def cost() -> Cost:  # the projection's matrix stays in the program where it is read whole
         projection, matrices = weights.out_weight, (weights.up_weight, weights.down_weight)
@@ -198,7 +213,7 @@ def launch_project_feed_forward(
         **sizes.matrices(weights),
         p_up_bias=weights.up_bias,
         p_down_bias=weights.down_bias,
-        p_y=y,
+        p_y=TensorDescriptor.from_tensor(y.view(rows, width), block) if described else y,
         p_mid=y if mid is None else mid,
         p_seed=y if seed is None else seed,
         rows=rows,
@@ -208,8 +223,11 @@ def launch_project_feed_forward(
         HIDDEN=hidden,
         EPS=EPS,
         **sizes.constants(),
+        DESCRIBED=described,
         KEEP=mid is not None,
         DROPOUT=dropout,
+        FOLDED=folded,
+        LEVEL=LEVEL,
         PRECISION=dot_precision(x),
     )
     return y

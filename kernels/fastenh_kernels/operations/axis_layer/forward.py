@@ -1,7 +1,7 @@
 """The pre-LN encoder layer along one axis: LN, QKV and attention in one launch or two, and the rest in one.
 
-A narrow layer takes one launch for all of it (``narrow``, ``narrow_time``). Elsewhere short sequences that fill blocks
-of 64 take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``.
+A narrow layer along F takes one launch for all of it (``narrow``). Elsewhere short sequences that fill blocks of 64
+take ``norm_attention``, others LN + QKV and then ``axis_attention``, and the rest is in ``feed_forward``.
 Programs stay on the device and take tile after tile, so that LN + QKV reads its weights once a program, not a tile.
 """
 
@@ -13,13 +13,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_attention.forward import launch_axis_attention, launch_axis_attention_forward
 from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
-from fastenh_kernels.operations.axis_layer import narrow, narrow_time
-from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
+from fastenh_kernels.operations.axis_layer import narrow
+from fastenh_kernels.operations.axis_layer.feed_forward import has_descriptors, launch_project_feed_forward
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
-from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.dropout import draw_seed
 from fastenh_kernels.shared.launch import (
     LARGE,
@@ -31,8 +32,18 @@ from fastenh_kernels.shared.launch import (
     size,
     warpgroups,
 )
-from fastenh_kernels.shared.norm import EPS, normalise, row_of
+from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, needs_gradient, operator
+
+
+@triton.jit
+def _store(p_out, b_y, tile, m_m, first, M: tl.constexpr, N: tl.constexpr, C: tl.constexpr, DESCRIPTORS: tl.constexpr):
+    """Columns from ``first`` on of a tile of (rows, 3C)."""
+    if DESCRIPTORS:
+        p_out.store([tl.cast(tile * M, tl.int32), first], b_y.to(p_out.dtype))
+    else:
+        o_y = tl.arange(0, M)[:, None] * (3 * C) + (first + tl.arange(0, N))[None, :]
+        tl.store(p_out + tile * (M * 3 * C) + o_y, b_y.to(p_out.dtype.element_ty), mask=m_m)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles", "programs"])
@@ -42,7 +53,7 @@ def norm_linear_kernel(
     p_norm_bias,  # (C,)
     p_weight,  # (3C, C)
     p_bias,  # (3C,)
-    p_out,  # (rows, 3C)
+    p_out,  # (rows, 3C), or its descriptor
     rows,
     tiles,
     programs,
@@ -50,32 +61,35 @@ def norm_linear_kernel(
     EPS: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
+    FOLDED: tl.constexpr,  # the norm adds LEVEL alone, and there is no bias
+    LEVEL: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     i_column = tl.program_id(0) % (C // N)
     o_c = tl.arange(0, C)
     o_n = i_column * N + tl.arange(0, N)
-    b_norm_weight, b_norm_bias = row_of(p_norm_weight, o_c), row_of(p_norm_bias, o_c)
+    b_norm_weight, b_norm_bias = norm_of(p_norm_weight, p_norm_bias, o_c, FOLDED, LEVEL)
     b_wq = tl.load(p_weight + o_n[:, None] * C + o_c[None, :])  # [N, C]
     b_wk = tl.load(p_weight + (C + o_n)[:, None] * C + o_c[None, :])
     b_wv = tl.load(p_weight + (2 * C + o_n)[:, None] * C + o_c[None, :])
-    b_bq, b_bk, b_bv = row_of(p_bias, o_n), row_of(p_bias, C + o_n), row_of(p_bias, 2 * C + o_n)
+    if not FOLDED:
+        b_bq, b_bk, b_bv = row_of(p_bias, o_n), row_of(p_bias, C + o_n), row_of(p_bias, 2 * C + o_n)
     o_m = tl.arange(0, M)
     for tile in tl.range((tl.program_id(0) // (C // N)).to(tl.int64), tiles, programs):
         m_m = o_m[:, None] < rows - tile * M
         p_rows = p_x + tile * (M * C)
         b_x = tl.load(p_rows + o_m[:, None] * C + o_c[None, :], mask=m_m, other=0.0).to(tl.float32)  # [M, C]
         b_x = normalise(b_x, b_norm_weight, b_norm_bias, C, EPS).to(p_weight.dtype.element_ty)
-        p_y = p_out + tile * (M * 3 * C) + o_m[:, None] * (3 * C) + o_n[None, :]
-        b_y = tl.dot(b_x, tl.trans(b_wq), input_precision=PRECISION) + b_bq
-        tl.store(p_y, b_y.to(p_out.dtype.element_ty), mask=m_m)
-        b_y = tl.dot(b_x, tl.trans(b_wk), input_precision=PRECISION) + b_bk
-        tl.store(p_y + C, b_y.to(p_out.dtype.element_ty), mask=m_m)
-        b_y = tl.dot(b_x, tl.trans(b_wv), input_precision=PRECISION) + b_bv
-        tl.store(p_y + 2 * C, b_y.to(p_out.dtype.element_ty), mask=m_m)
+        b_q = tl.dot(b_x, tl.trans(b_wq), input_precision=PRECISION)
+        _store(p_out, b_q if FOLDED else b_q + b_bq, tile, m_m, i_column * N, M, N, C, DESCRIPTORS)
+        b_k = tl.dot(b_x, tl.trans(b_wk), input_precision=PRECISION)
+        _store(p_out, b_k if FOLDED else b_k + b_bk, tile, m_m, C + i_column * N, M, N, C, DESCRIPTORS)
+        b_v = tl.dot(b_x, tl.trans(b_wv), input_precision=PRECISION)
+        _store(p_out, b_v if FOLDED else b_v + b_bv, tile, m_m, 2 * C + i_column * N, M, N, C, DESCRIPTORS)
 
 
-def launch_norm_linear(x: Tensor, weights: AxisLayerWeights) -> Tensor:
+def launch_norm_linear(x: Tensor, weights: AxisLayerWeights, folded: bool = False) -> Tensor:
     """LN and the packed projections. Contiguous (B, T, F, C) -> (B, T, F, 3C)."""
     width = x.shape[3]
     rows = x.numel() // width
@@ -102,7 +116,7 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights) -> Tensor:
         p_norm_bias=weights.norm1_bias,
         p_weight=weights.qkv_weight,
         p_bias=weights.qkv_bias,
-        p_out=out,
+        p_out=TensorDescriptor.from_tensor(out.view(rows, 3 * width), [m, n]) if has_descriptors(x) else out,
         rows=rows,
         tiles=tiles,
         programs=programs,
@@ -110,6 +124,9 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights) -> Tensor:
         EPS=EPS,
         M=m,
         N=n,
+        FOLDED=folded,
+        LEVEL=LEVEL,
+        DESCRIPTORS=has_descriptors(x),
         PRECISION=dot_precision(x),
     )
     return out
@@ -123,21 +140,23 @@ def _tiles(x: Tensor) -> tuple[int, int, int]:
     return 64, columns, 4 if warpgroups(x.device) else 8
 
 
-def launch_axis_layer(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, history: int) -> Tensor:
+def launch_axis_layer(
+    x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, history: int, folded: bool
+) -> Tensor:
     """Without dropout. (B, T, F, C) -> (B, T, F, C).
 
     ``weights``: the tensors of ``AxisLayerWeights`` in order, in any dtype: matrices are rounded to that of x.
+    ``folded``: as ``AxisLayerWeights.folded`` gives them.
     """
-    x, weights = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
+    x, weights = x.contiguous(), AxisLayerWeights(*weights)
     if not history and narrow.takes(x, weights, heads, axis):
-        return narrow.launch_narrow(x, weights)
-    if not history and narrow_time.takes(x, weights, heads, axis):
-        return narrow_time.launch_narrow_time(x, weights)
+        return narrow.launch_narrow(x, weights.prepared(x.dtype, folded))
+    weights = weights.with_matrices_in(x.dtype)
     if not history and pays(x, heads, axis):
         attended = launch_norm_attention(x, weights, heads, axis)
     else:
-        attended = launch_axis_attention(launch_norm_linear(x, weights), heads, axis, history)
-    return launch_project_feed_forward(attended, x, weights, None, 0.0, None)
+        attended = launch_axis_attention(launch_norm_linear(x, weights, folded), heads, axis, history)
+    return launch_project_feed_forward(attended, x, weights, None, 0.0, None, folded)
 
 
 def launch_axis_layer_forward(
@@ -161,7 +180,7 @@ def launch_axis_layer_forward(
     return [y, qkv, attended, lse, mid]
 
 
-def _shape(x: Tensor, weights: Sequence[Tensor], heads: int, axis: str, history: int) -> Tensor:
+def _shape(x: Tensor, *_: object) -> Tensor:
     return like(x)
 
 
@@ -183,11 +202,17 @@ axis_layer_forward = operator("axis_layer_forward", launch_axis_layer_forward, _
 
 
 def axis_layer(
-    x: Tensor, weights: AxisLayerWeights, heads: int, axis: str, dropout: float = 0.0, history: int = 0
+    x: Tensor,
+    weights: AxisLayerWeights,
+    heads: int,
+    axis: str,
+    dropout: float = 0.0,
+    history: int = 0,
+    folded: bool = False,
 ) -> Tensor:
     """What the gradient needs is kept only where one is asked for. Matrices are rounded inside of the operator, so that
     their gradients come out of it in the dtype of the parameters."""
     x = x.to(autocast_dtype(x))
     if dropout or needs_gradient(x, *weights):
         return axis_layer_forward(x, list(weights), heads, axis, dropout, draw_seed(dropout, x.device), history)[0]
-    return axis_layer_operator(x, list(weights), heads, axis, history)
+    return axis_layer_operator(x, list(weights), heads, axis, history, folded)

@@ -3,12 +3,12 @@
 All of its matrices together take 64 KB, so they stay on the chip beside the rows: layer norm, QKV, attention, output
 projection, residual, layer norm, feed-forward and residual follow each other without a way through memory. A program
 takes blocks of whole sequences along F, one after the other, and keeps the matrices from block to block. What it has in
-common with the layer along T (``narrow_time``) is here, too:
+common with the layer along T (``time_layer``) is here, too:
 
-- A matrix behind a layer norm takes the weight of the norm, and its bias that of the norm.
-- A bias of the keys adds the same to all scores of a row, so the softmax does not see it. The weights of attention sum
-  to 1, so a bias of the values is one of the result, and goes into that of the output projection.
-- A bias is added by a product with ones, as two 16-bit terms. The threads would otherwise load it for every block.
+- A matrix behind a layer norm holds the weight and the bias of the norm, and its own bias
+  (``AxisLayerWeights.folded``).
+- The other biases are added by a product with ones, as two 16-bit terms. The threads would otherwise load them for
+  every block.
 - Rows enter by a product with zeros. They are then where products leave their results, which is where the layer norm
   needs fewer exchanges, and where the next product takes them from registers.
 """
@@ -21,14 +21,17 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
-from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
+from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
-from fastenh_kernels.shared.norm import EPS, row_of
+from fastenh_kernels.shared.norm import EPS
+from fastenh_kernels.shared.relu import relu
 
 WIDTH, HEADS, HIDDEN = 64, 2, 128  # channels of the layer, its heads, hidden units
 _BANDS, _ROWS = 32, 64  # of a sequence, of a block
+_TAKEN = "qkv_weight", "out_weight", "out_bias", "up_weight", "down_weight", "down_bias"
 
 
 @triton.jit
@@ -53,63 +56,48 @@ def laid_as_result(b_x, M: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexp
 
 
 @triton.jit
-def standard(b_x, C: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
-    """[M, C] rows of mean 0 and deviation 1 in ``dtype``. Squares are summed before the mean is known: what the
+def standard(b_x, LEVEL: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
+    """[M, C] rows of mean LEVEL and deviation 1 in ``dtype``. Squares are summed before the mean is known: what the
     difference of two sums loses in float32 is less than what 16 bit lost of rows with so large a mean."""
     b_mean = tl.sum(b_x, 1) / C
     b_variance = tl.maximum(tl.sum(b_x * b_x, 1) / C - b_mean * b_mean, 0.0)
     b_inverse = tl.rsqrt(b_variance + EPS)
-    return (b_x * b_inverse[:, None] - (b_mean * b_inverse)[:, None]).to(dtype)
-
-
-@triton.jit
-def behind_norm(p_weight, p_bias, first, p_norm_weight, p_norm_bias, N: tl.constexpr, C: tl.constexpr):
-    """Float32 [N, C] and [N] of the rows from ``first`` on, with the weight and the bias of the norm before them."""
-    o_n, o_c = first + tl.arange(0, N), tl.arange(0, C)
-    b_w = tl.load(p_weight + o_n[:, None] * C + o_c[None, :]).to(tl.float32)
-    b_bias = tl.load(p_bias + o_n).to(tl.float32) + tl.sum(b_w * row_of(p_norm_bias, o_c), 1)
-    return b_w * row_of(p_norm_weight, o_c), b_bias
+    return (b_x * b_inverse[:, None] + (LEVEL - b_mean * b_inverse)[:, None]).to(dtype)
 
 
 @triton.jit
 def attention_weights(
-    p_norm_weight, p_norm_bias, p_qkv_weight, p_qkv_bias, p_out_weight, p_out_bias,
-    C: tl.constexpr, H: tl.constexpr, SCALE: tl.constexpr, dtype: tl.constexpr,
-):  # fmt: skip
-    """For each head (queries [D, C], their bias, output projection [C, D]); keys and values of all [2C, C]; the bias
-    of the output projection. Queries are scaled."""
+    p_qkv_weight, p_out_weight, p_out_bias, C: tl.constexpr, H: tl.constexpr, SCALE: tl.constexpr, dtype: tl.constexpr
+):
+    """For each head (queries [D, C], scaled, and output projection [C, D]); keys and values of all [2C, C]; the bias
+    of the output projection."""
     D: tl.constexpr = C // H
     o_c = tl.arange(0, C)
-    b_bias = tl.load(p_out_bias + o_c).to(tl.float32)
     heads = ()
     for h in tl.static_range(H):
-        b_wq, b_bq = behind_norm(p_qkv_weight, p_qkv_bias, h * D, p_norm_weight, p_norm_bias, D, C)
-        _, b_bv = behind_norm(p_qkv_weight, p_qkv_bias, 2 * C + h * D, p_norm_weight, p_norm_bias, D, C)
-        b_out = tl.load(p_out_weight + o_c[:, None] * C + (h * D + tl.arange(0, D))[None, :])
-        b_bias += tl.sum(b_out.to(tl.float32) * b_bv[None, :], 1)
-        heads += (((b_wq * SCALE).to(dtype), in_two(b_bq * SCALE, dtype), b_out),)
-    b_wkv, _ = behind_norm(p_qkv_weight, p_qkv_bias, C, p_norm_weight, p_norm_bias, 2 * C, C)
-    return heads, b_wkv.to(dtype), in_two(b_bias, dtype)
+        o_d = h * D + tl.arange(0, D)
+        b_wq = tl.load(p_qkv_weight + o_d[:, None] * C + o_c[None, :])
+        b_out = tl.load(p_out_weight + o_c[:, None] * C + o_d[None, :])
+        heads += (((b_wq.to(tl.float32) * SCALE).to(dtype), b_out),)
+    b_wkv = tl.load(p_qkv_weight + (C + tl.arange(0, 2 * C))[:, None] * C + o_c[None, :])
+    return heads, b_wkv, in_two(tl.load(p_out_bias + o_c).to(tl.float32), dtype)
 
 
 @triton.jit
 def feed_forward_weights(
-    p_norm_weight, p_norm_bias, p_up_weight, p_up_bias, p_down_weight, p_down_bias,
-    C: tl.constexpr, HIDDEN: tl.constexpr, dtype: tl.constexpr,
-):  # fmt: skip
-    """Up matrix [HIDDEN, C] and bias, down matrix [C, HIDDEN] and bias."""
-    b_up, b_up_bias = behind_norm(p_up_weight, p_up_bias, 0, p_norm_weight, p_norm_bias, HIDDEN, C)
-    o_c = tl.arange(0, C)
-    b_down = tl.load(p_down_weight + o_c[:, None] * HIDDEN + tl.arange(0, HIDDEN)[None, :])
-    b_down_bias = in_two(tl.load(p_down_bias + o_c).to(tl.float32), dtype)
-    return b_up.to(dtype), in_two(b_up_bias, dtype), b_down, b_down_bias
+    p_up_weight, p_down_weight, p_down_bias, C: tl.constexpr, HIDDEN: tl.constexpr, dtype: tl.constexpr
+):
+    """Up matrix [HIDDEN, C], down matrix [C, HIDDEN] and its bias."""
+    o_c, o_h = tl.arange(0, C), tl.arange(0, HIDDEN)
+    b_up = tl.load(p_up_weight + o_h[:, None] * C + o_c[None, :])
+    b_down = tl.load(p_down_weight + o_c[:, None] * HIDDEN + o_h[None, :])
+    return b_up, b_down, in_two(tl.load(p_down_bias + o_c).to(tl.float32), dtype)
 
 
 @triton.jit
-def queries(b_n, head, M: tl.constexpr, PRECISION: tl.constexpr):
+def queries(b_n, head, PRECISION: tl.constexpr):
     """[M, D] of a head as ``attention_weights`` gives it."""
-    b_q = tl.dot(b_n, tl.trans(head[0]), input_precision=PRECISION)
-    return plus_bias(b_q, head[1], M, PRECISION).to(b_n.dtype)
+    return tl.dot(b_n, tl.trans(head[0]), input_precision=PRECISION).to(b_n.dtype)
 
 
 @triton.jit
@@ -127,12 +115,13 @@ def keys_and_values(b_n, b_wkv, M: tl.constexpr, D: tl.constexpr, PRECISION: tl.
 
 
 @triton.jit
-def feed_forward(b_x, weights, M: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr):
+def feed_forward(
+    b_x, weights, LEVEL: tl.constexpr, M: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr, PRECISION: tl.constexpr
+):
     """Layer norm, both maps and the residual of float32 rows [M, C]."""
-    b_up, b_up_bias, b_down, b_down_bias = weights
-    b_n = standard(b_x, C, EPS, b_up.dtype)
-    b_h = tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION)
-    b_h = tl.maximum(plus_bias(b_h, b_up_bias, M, PRECISION), 0.0).to(b_up.dtype)  # [M, HIDDEN]
+    b_up, b_down, b_down_bias = weights
+    b_n = standard(b_x, LEVEL, C, EPS, b_up.dtype)
+    b_h = relu(tl.dot(b_n, tl.trans(b_up), input_precision=PRECISION), b_up.dtype)  # [M, HIDDEN]
     b_x = plus_bias(b_x, b_down_bias, M, PRECISION)
     return tl.dot(b_h, tl.trans(b_down), b_x, input_precision=PRECISION)
 
@@ -154,37 +143,28 @@ def attend_in_pairs(b_q, b_k, b_v, M: tl.constexpr, D: tl.constexpr, PRECISION: 
 @triton.jit(do_not_specialize=["rows", "tiles"])
 def narrow_frequency_kernel(
     p_x,  # (rows, C), sequences of M / 2 rows one after the other
-    p_norm1_weight,
-    p_norm1_bias,
-    p_qkv_weight,  # (3C, C)
-    p_qkv_bias,
+    p_qkv_weight,  # (3C, C), as the other weights folded
     p_out_weight,  # (C, C)
     p_out_bias,
-    p_norm2_weight,
-    p_norm2_bias,
     p_up_weight,  # (HIDDEN, C)
-    p_up_bias,
     p_down_weight,  # (C, HIDDEN)
     p_down_bias,
-    p_y,  # (rows, C)
+    p_y,  # the descriptor of (rows, C)
     rows,
     tiles,
     C: tl.constexpr,
     H: tl.constexpr,
     HIDDEN: tl.constexpr,
     EPS: tl.constexpr,
+    LEVEL: tl.constexpr,  # that folded norms add
     SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
     M: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     D: tl.constexpr = C // H
     dtype: tl.constexpr = p_x.dtype.element_ty
-    heads, b_wkv, b_out_bias = attention_weights(
-        p_norm1_weight, p_norm1_bias, p_qkv_weight, p_qkv_bias, p_out_weight, p_out_bias, C, H, SCALE, dtype
-    )
-    maps = feed_forward_weights(
-        p_norm2_weight, p_norm2_bias, p_up_weight, p_up_bias, p_down_weight, p_down_bias, C, HIDDEN, dtype
-    )
+    heads, b_wkv, b_out_bias = attention_weights(p_qkv_weight, p_out_weight, p_out_bias, C, H, SCALE, dtype)
+    maps = feed_forward_weights(p_up_weight, p_down_weight, p_down_bias, C, HIDDEN, dtype)
     o_m = tl.arange(0, M)[:, None]
     o_x = o_m * C + tl.arange(0, C)[None, :]
     # what does not change in the loop is mostly where a matrix lies: held in registers it would spill others
@@ -192,19 +172,19 @@ def narrow_frequency_kernel(
         o_tile = tile * (M * C)
         m_m = o_m < rows - tile * M
         b_x = laid_as_result(tl.load(p_x + o_tile + o_x, mask=m_m, other=0.0), M, C, PRECISION)
-        b_n = standard(b_x, C, EPS, dtype)
+        b_n = standard(b_x, LEVEL, C, EPS, dtype)
         b_x = plus_bias(b_x, b_out_bias, M, PRECISION)
         keys, values = keys_and_values(b_n, b_wkv, M, D, PRECISION)
         for h in tl.static_range(H):
-            b_q = queries(b_n, heads[h], M, PRECISION)
+            b_q = queries(b_n, heads[h], PRECISION)
             b_o = attend_in_pairs(b_q, keys[h], values[h], M, D, PRECISION)
-            b_x = tl.dot(b_o.to(dtype), tl.trans(heads[h][2]), b_x, input_precision=PRECISION)
-        b_y = feed_forward(b_x, maps, M, C, EPS, PRECISION)
-        tl.store(p_y + o_tile + o_x, b_y.to(dtype), mask=m_m)
+            b_x = tl.dot(b_o.to(dtype), tl.trans(heads[h][1]), b_x, input_precision=PRECISION)
+        b_y = feed_forward(b_x, maps, LEVEL, M, C, EPS, PRECISION)
+        p_y.store([tl.cast(tile * M, tl.int32), 0], b_y.to(dtype))
 
 
 def is_narrow(x: Tensor, weights: AxisLayerWeights, heads: int) -> bool:
-    """Whether this is a layer of 16 bit for the kernels here and in ``narrow_time``."""
+    """Whether this is a layer of 16 bit for the kernels here and in ``time_layer``."""
     shape = x.shape[3], heads, weights.up_weight.shape[0]
     return x.element_size() == 2 and warpgroups(x.device) and shape == (WIDTH, HEADS, HIDDEN)
 
@@ -214,7 +194,7 @@ def takes(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> bool:
 
 
 def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
-    """The whole layer along F, without dropout. Contiguous (B, T, F, C) -> the same."""
+    """The whole layer along F, without dropout, of folded weights. Contiguous (B, T, F, C) -> the same."""
     rows = x.numel() // WIDTH
     tiles = triton.cdiv(rows, _ROWS)
     programs = min(tiles, 2 * processors(x.device))  # as many as the registers of an SM allow
@@ -225,7 +205,7 @@ def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
         lambda: layer_cost(x, weights, _BANDS, programs, (tiles / max(programs, 1),)),
         num_warps=4,
         num_stages=1,
-        **layer_arguments(x, weights, y),
+        **layer_arguments(x, weights, TensorDescriptor.from_tensor(y.view(rows, WIDTH), [_ROWS, WIDTH])),
         rows=rows,
         tiles=tiles,
         M=_ROWS,
@@ -233,10 +213,10 @@ def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
     return y
 
 
-def layer_arguments(x: Tensor, weights: AxisLayerWeights, y: Tensor) -> dict[str, Any]:
-    """What the kernels along both axes take."""
-    named = {f"p_{name}": tensor.contiguous() for name, tensor in weights._asdict().items()}
-    constants = {"C": WIDTH, "H": HEADS, "HIDDEN": HIDDEN, "EPS": EPS, "SCALE": scale(WIDTH // HEADS)}
+def layer_arguments(x: Tensor, weights: AxisLayerWeights, y: Tensor | TensorDescriptor) -> dict[str, Any]:
+    """What the kernels along both axes take; y as the kernel writes it."""
+    named = {f"p_{name}": getattr(weights, name).contiguous() for name in _TAKEN}
+    constants = {"C": WIDTH, "H": HEADS, "HIDDEN": HIDDEN, "EPS": EPS, "LEVEL": LEVEL, "SCALE": scale(WIDTH // HEADS)}
     return {"p_x": x, **named, "p_y": y, **constants, "PRECISION": dot_precision(x)}
 
 

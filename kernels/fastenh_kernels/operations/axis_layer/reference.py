@@ -18,9 +18,10 @@ def axis_layer(
     axis: str,
     dropout: float = 0.0,
     history: int = 0,
+    folded: bool = False,
     attention: Callable[..., Tensor] = axis_attention,
 ) -> Tensor:
-    """``attention``: another form of the reference's."""
+    """``attention``: another form of the reference's. Folded weights are weights like others here."""
     channels = (x.shape[-1],)
     qkv = F.linear(F.layer_norm(x, channels, w.norm1_weight, w.norm1_bias), w.qkv_weight, w.qkv_bias)
     attended = F.linear(attention(qkv, heads, axis, dropout, history), w.out_weight, w.out_bias)

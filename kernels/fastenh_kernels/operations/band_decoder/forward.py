@@ -7,23 +7,25 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from fastenh_kernels.shared.bands import convolve_bands, matrix_of, shifted, silu, three_taps
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.bands import convolve_bands, matrix_of, shifted, silu_of_twice, three_taps
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
 
 @triton.jit
 def mixing(p_weight, p_bias, C: tl.constexpr):
-    """Matrices [C, C] for what is there and for the skip, and the bias [1, C]."""
-    return matrix_of(p_weight, C, C, 2 * C), matrix_of(p_weight + C, C, C, 2 * C), row_of(p_bias, tl.arange(0, C))
+    """Halves of the matrices [C, C] for what is there and for the skip, and of the bias [1, C]."""
+    b_own, b_skip = matrix_of(p_weight, C, C, 2 * C), matrix_of(p_weight + C, C, C, 2 * C)
+    return b_own * 0.5, b_skip * 0.5, row_of(p_bias, tl.arange(0, C)) * 0.5
 
 
 @triton.jit
 def mixed(b_x, b_skip, mix, PRECISION: tl.constexpr):
     b_x = tl.dot(b_x, mix[0], input_precision=PRECISION)
-    return silu(tl.dot(b_skip, mix[1], b_x, input_precision=PRECISION) + mix[2], mix[1].dtype)
+    return silu_of_twice(tl.dot(b_skip, mix[1], b_x, input_precision=PRECISION) + mix[2], mix[1].dtype)
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -45,19 +47,19 @@ def band_decoder_kernel(
     p_bias0,  # (C,)
     p_weight1,
     p_bias1,
-    p_out,  # (frames, M, C)
+    p_out,  # (frames, M, C), or its descriptor
     frames,
     programs,
     M: tl.constexpr,
     C: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     o_c, o_w, o_n, o_m = tl.arange(0, C), tl.arange(0, W), tl.arange(0, N), tl.arange(0, M)
     dtype = p_y.dtype.element_ty
-    taps0, taps1 = three_taps(p_weight0, C), three_taps(p_weight1, C)
-    b_bias0, b_bias1 = row_of(p_bias0, o_c), row_of(p_bias1, o_c)
+    taps0, taps1 = three_taps(p_weight0, p_bias0, C), three_taps(p_weight1, p_bias1, C)
     mix0, mix1, mix2 = mixing(p_mix0, p_mix_bias0, C), mixing(p_mix1, p_mix_bias1, C), mixing(p_mix2, p_mix_bias2, C)
     b_bands = tl.load(p_bands + o_m[:, None] * N + o_n[None, :])
     b_leave, b_leave_bias = matrix_of(p_leave, C, W, W), row_of(p_leave_bias, o_c)
@@ -67,11 +69,14 @@ def band_decoder_kernel(
         b_z = tl.dot(tl.load(p_y + t * (N * W) + o_y), b_leave, input_precision=PRECISION) + b_leave_bias
         b_x = tl.dot(b_bands, b_z.to(dtype), input_precision=PRECISION).to(dtype)  # [M, C]
         b_x = mixed(b_x, tl.load(p_skip0 + t * (M * C) + o_x), mix0, PRECISION).to(dtype)
-        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps0, b_bias0, PRECISION)
+        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps0, PRECISION)
         b_x = mixed(b_x, tl.load(p_skip1 + t * (M * C) + o_x), mix1, PRECISION).to(dtype)
-        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps1, b_bias1, PRECISION)
+        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps1, PRECISION)
         b_x = mixed(b_x, tl.load(p_skip2 + t * (M * C) + o_x), mix2, PRECISION)
-        tl.store(p_out + t * (M * C) + o_x, b_x.to(p_out.dtype.element_ty))
+        if DESCRIBED:
+            p_out.store([tl.cast(t * M, tl.int32), 0], b_x.to(dtype))
+        else:
+            tl.store(p_out + t * (M * C) + o_x, b_x.to(dtype))
 
 
 def launch_band_decoder(
@@ -87,6 +92,7 @@ def launch_band_decoder(
     frames = y.shape[0] * y.shape[1]
     (count, width), (wide, channels) = y.shape[2:], out.shape[2:]
     programs = min(frames, 3 * processors(y.device))
+    described = out.element_size() == 2 and warpgroups(y.device)
 
     def cost() -> Cost:
         products = sum(tensor.numel() for tensor in (*mixes[::2], *convolutions[::2]))
@@ -108,13 +114,14 @@ def launch_band_decoder(
         **{f"p_mix_bias{i}": tensor.contiguous() for i, tensor in enumerate(mixes[1::2])},
         **{f"p_weight{i}": tensor.contiguous() for i, tensor in enumerate(convolutions[::2])},
         **{f"p_bias{i}": tensor.contiguous() for i, tensor in enumerate(convolutions[1::2])},
-        p_out=out,
+        p_out=TensorDescriptor.from_tensor(out.view(-1, channels), [wide, channels]) if described else out,
         frames=frames,
         programs=programs,
         M=wide,
         C=channels,
         N=count,
         W=width,
+        DESCRIBED=described,
         PRECISION=dot_precision(y),
     )
     return out

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.shared.bands import convolve_bands, matrix_of, neighbours_of, three_taps
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
@@ -27,20 +28,20 @@ def band_encoder_kernel(
     p_positions,  # (N, W)
     p_y,  # (frames, N, W)
     p_out0,  # as x
-    p_out1,  # as x
+    p_out1,  # as x, or its descriptor
     frames,
     programs,
     M: tl.constexpr,
     C: tl.constexpr,
     N: tl.constexpr,
     W: tl.constexpr,
+    DESCRIBED: tl.constexpr,
     ROWS: tl.constexpr,  # N or more, what is behind N is zero
     PRECISION: tl.constexpr,
 ):
     o_c, o_w, o_n = tl.arange(0, C), tl.arange(0, W), tl.arange(0, ROWS)
     m_n = o_n[:, None] < N
-    taps0, taps1 = three_taps(p_weight0, C), three_taps(p_weight1, C)
-    b_bias0, b_bias1 = row_of(p_bias0, o_c), row_of(p_bias1, o_c)
+    taps0, taps1 = three_taps(p_weight0, p_bias0, C), three_taps(p_weight1, p_bias1, C)
     b_bands = tl.load(p_bands + o_n[:, None] * M + tl.arange(0, M)[None, :], mask=m_n, other=0.0)
     b_enter = matrix_of(p_enter, W, C, C)
     b_added = tl.load(p_positions + o_n[:, None] * W + o_w[None, :], mask=m_n, other=0.0).to(tl.float32)
@@ -50,13 +51,16 @@ def band_encoder_kernel(
     for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
         p_frame = p_x + t * (M * C)
         b_lower, b_upper = neighbours_of(p_frame, True, M, C)
-        b_x = convolve_bands(tl.load(p_frame + o_x), b_lower, b_upper, taps0, b_bias0, PRECISION)
+        b_x = convolve_bands(tl.load(p_frame + o_x), b_lower, b_upper, taps0, PRECISION)
         p_frame = p_out0 + t * (M * C)
         tl.store(p_frame + o_x, b_x)
         tl.debug_barrier()  # the neighbours of what the threads of this program have just written
         b_lower, b_upper = neighbours_of(p_frame, True, M, C)
-        b_x = convolve_bands(b_x, b_lower, b_upper, taps1, b_bias1, PRECISION)
-        tl.store(p_out1 + t * (M * C) + o_x, b_x)
+        b_x = convolve_bands(b_x, b_lower, b_upper, taps1, PRECISION)
+        if DESCRIBED:
+            p_out1.store([tl.cast(t * M, tl.int32), 0], b_x)
+        else:
+            tl.store(p_out1 + t * (M * C) + o_x, b_x)
         b_z = tl.dot(b_bands, b_x, input_precision=PRECISION).to(p_x.dtype.element_ty)  # [ROWS, C]
         b_y = tl.dot(b_z, b_enter, b_added, input_precision=PRECISION)
         tl.store(p_y + t * (N * W) + o_y, b_y.to(p_y.dtype.element_ty), mask=m_n)
@@ -70,6 +74,7 @@ def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequen
     weight0, bias0, weight1, bias1 = (tensor.contiguous() for tensor in convolutions)
     frames = x.shape[0] * x.shape[1]
     programs = min(frames, 4 * processors(x.device))
+    described = x.element_size() == 2 and warpgroups(x.device)
 
     def cost() -> Cost:
         matrices = weight0, weight1, to_bands, enter
@@ -97,7 +102,8 @@ def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequen
         p_positions=positions,
         p_y=y,
         p_out0=out0,
-        p_out1=out1,
+        p_out1=TensorDescriptor.from_tensor(out1.view(-1, x.shape[3]), list(x.shape[2:])) if described else out1,
+        DESCRIBED=described,
         frames=frames,
         programs=programs,
         M=x.shape[2],

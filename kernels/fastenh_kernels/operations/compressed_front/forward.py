@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import log2, silu
+from fastenh_kernels.shared.bands import log2, silu_of_twice
 from fastenh_kernels.shared.compression import EPS, as_frames
 from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
 from fastenh_kernels.shared.norm import row_of
@@ -63,8 +63,10 @@ def compressed_front_kernel(
     last = tl.minimum(first + chunk, frames)
     p_clip = p_spectrum + clip * frames * 514
     dtype = p_weight.dtype.element_ty
-    b_before, b_own, b_behind = front_matrix(p_weight, 0, C), front_matrix(p_weight, 1, C), front_matrix(p_weight, 2, C)
-    b_bias = row_of(p_bias, tl.arange(0, C))
+    # halves, as SiLU takes them
+    b_before, b_own = front_matrix(p_weight, 0, C) * 0.5, front_matrix(p_weight, 1, C) * 0.5
+    b_behind = front_matrix(p_weight, 2, C) * 0.5
+    b_bias = row_of(p_bias, tl.arange(0, C)) * 0.5
     o_y = tl.arange(0, 64)[:, None] * C + tl.arange(0, C)[None, :]
     t = first + AHEAD - 2
     b_x = features_of(p_clip + t * 514, (t >= 0) & (t < frames), POWER, EPS).to(dtype)
@@ -76,7 +78,7 @@ def compressed_front_kernel(
         b_x = features_of(p_clip + (t + AHEAD) * 514, t + AHEAD < frames, POWER, EPS).to(dtype)
         b_y = tl.dot(b_x, b_behind, b_y, input_precision=PRECISION)
         p = p_y + (clip * frames + t) * (64 * C) + o_y
-        tl.store(p, silu(b_y + b_bias, dtype).to(p_y.dtype.element_ty))
+        tl.store(p, silu_of_twice(b_y + b_bias, dtype).to(p_y.dtype.element_ty))
         b_y = tl.dot(b_x, b_own, b_next, input_precision=PRECISION)
         b_next = tl.dot(b_x, b_before, input_precision=PRECISION)
 

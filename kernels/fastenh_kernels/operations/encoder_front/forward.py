@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastenh_kernels.shared.launch import Cost, chunk_of, launch, size
 from fastenh_kernels.shared.operators import autocast_dtype, operator
+from fastenh_kernels.shared.relu import relu
 
 _ROWS, _WARPS = 128, 4  # of a program
 
@@ -69,6 +70,7 @@ def encoder_front_kernel(
     p_x = p_spectrum + o_b * s_b + 2 * o_band.to(tl.int64) * s_f
     p_y = p_out + (o_b * frames * (BANDS * C) + o_band * C)[:, None] + o_c[None, :]
     m_rows = o_row < rows
+    dtype: tl.constexpr = p_out.dtype.element_ty
     b_out = tl.zeros([M, C], tl.float32) + b_bias  # of the frame before t
     b_next = b_out  # of frame t
     for t in tl.range(first - 1, last + 1):
@@ -78,10 +80,8 @@ def encoder_front_kernel(
         b_1 = feature(p_t, m)
         b_2 = feature(p_t + s_f, m & (2 * o_band + 1 < BINS))
         b_out += b_0 * b_behind0 + b_1 * b_behind1 + b_2 * b_behind2
-        if RELU:
-            b_out = tl.maximum(b_out, 0.0)
-        p_o = p_y + (t - 1) * (BANDS * C)
-        tl.store(p_o, b_out.to(p_out.dtype.element_ty), mask=(m_rows & (t > first))[:, None])
+        b_y = relu(b_out, dtype) if RELU else b_out.to(dtype)
+        tl.store(p_y + (t - 1) * (BANDS * C), b_y, mask=(m_rows & (t > first))[:, None])
         b_out = b_next + b_0 * b_own0 + b_1 * b_own1 + b_2 * b_own2
         b_next = b_0 * b_before0 + b_1 * b_before1 + b_2 * b_before2 + b_bias
 
