@@ -49,7 +49,8 @@ class Frontend(nn.Module):
         window = self.window.to(spectrum.real.dtype)
         if level is not None and level.requires_grad:  # windows are constants
             return self.istft(spectrum, length) * level
-        frames, scaled = spectrum.transpose(1, 2), window if level is None else window * level.unsqueeze(-1)
+        frames = spectrum.transpose(1, 2)
+        scaled = window if level is None else window * level.unsqueeze(-1)
         if 2 * self.hop == N_FFT:  # every sample lies under two frames: the window of each is divided by both
             weights = window.square().view(2, self.hop).sum(0).repeat(2)
             return synthesise(frames, scaled / weights, self.hop, length)
