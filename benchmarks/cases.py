@@ -28,7 +28,7 @@ TIMED = (
     "complex_mask", "encoder_front", "encoder_conv", "axis_attention_frequency", "axis_attention_time",
     "axis_layer_frequency", "axis_layer_time", "decoder_taps", "mask_head",
 )  # fmt: skip
-TIMED_IN_TRAINING = (*TIMED, "upsampled_moments")
+TIMED_IN_TRAINING = (*TIMED, "upsampled_moments", "spectral_loss")
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 GPU_IMPLEMENTATIONS = ("triton_bf16", "triton_fp32", "eager_fp32", "eager_tf32", "eager_bf16_sdpa", "compile_bf16")
 CPU_IMPLEMENTATIONS = ("eager_fp32", "eager_bf16_sdpa")
@@ -105,7 +105,7 @@ def _features_rounded(function: Function) -> Function:
 
 
 def forward_backward(name: str, implementation: str, given: tuple[object, ...]) -> Callable[[], tuple[Tensor, ...]]:
-    """Both passes of an operation on ``given`` (of ``arguments``): the gradients of all its real tensors.
+    """Both passes of an operation on ``given`` (of ``arguments``): the gradients of ``leaves``.
 
     The gradient of the result is the same for all implementations.
     """

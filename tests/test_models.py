@@ -188,6 +188,19 @@ def test_the_inverse_stft_has_the_gradient_of_torchs(hop, length):
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.parametrize("hop", [128, 256])
+@pytest.mark.parametrize("length", [1, 700, 2048])
+def test_the_stft_is_torchs_and_has_its_gradient(hop, length):
+    frontend = Frontend(hop).double()
+    waveform = torch.randn(2, length, dtype=torch.float64, requires_grad=True)
+    ours, padded = frontend.stft(waveform), torch.nn.functional.pad(waveform, (0, -length % hop))
+    theirs = torch.stft(padded, 512, hop, window=frontend.window, pad_mode="constant", return_complex=True)
+    torch.testing.assert_close(ours, theirs)
+    weights = torch.randn_like(ours)
+    gradients = [torch.autograd.grad((x * weights.conj()).real.sum(), waveform)[0] for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
 def test_hop_that_is_not_supported():
     with pytest.raises(ValueError, match="hop must be"):
         Frontend(100)

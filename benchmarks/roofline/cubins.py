@@ -65,6 +65,8 @@ def compile_launch(launch: Launch, arch: int) -> Cubin:
             signature[parameter.name] = "*" + _TYPES[value.dtype]
             types.add(value.dtype)
             attributes[(index,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
             if _specialised(parameter, value) and value % 16 == 0:
@@ -110,6 +112,8 @@ def code_of(launch: Launch) -> str:
 def _specialisation(parameter: Any, value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return str(value.dtype)
+    if isinstance(value, float) and not parameter.is_constexpr:
+        return "float"
     if parameter.is_constexpr or not isinstance(value, int):
         return str(value)
     return f"{_specialised(parameter, value)} {value == 1} {value % 16 == 0} {abs(value) < 2**31}"

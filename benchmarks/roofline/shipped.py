@@ -41,10 +41,10 @@ FORWARD: dict[str, list[Case]] = {
 }  # fmt: skip
 TRAINING: dict[str, list[Case]] = {
     "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS_IN_TRAINING,
-            ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", "")],
-    # maps to and from the bands, and the mask, are PyTorch's
+            ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", ""), ("spectral_loss", "")],
     "dpt_complex": [("front_convolution", ""), ("band_convolution", "three bands"), ("band_convolution", "three bands"),
-                    ("affine_silu", ""), *_NARROW_IN_TRAINING, *_MIXES, ("affine_silu", "")],
+                    ("band_map", "enter"), *_NARROW_IN_TRAINING, ("band_map", "leave"), *_MIXES, ("affine_silu", ""),
+                    ("compressed_mask", ""), ("spectral_loss", "")],
 }  # fmt: skip
 
 
@@ -62,11 +62,13 @@ def forward_launches(
 
 
 def training_launches(
-    dtype: torch.dtype, work: Work, capability: int = 90, model: str = "dpt"
+    dtype: torch.dtype, work: Work, capability: int = 90, model: str = "dpt", spectral: bool = True
 ) -> Iterator[tuple[str, Launch]]:
-    """The same for a training step, forward and backward. Batch norms, loss and optimiser are PyTorch's."""
+    """The same for a training step, forward and backward. Batch norms, optimiser and what else there is of the loss are
+    PyTorch's. spectral: the loss has terms of compressed spectra."""
     back: list[tuple[str, list[Launch]]] = []
-    for name, operation, arguments in _cases(TRAINING[model], dtype, work):
+    cases = [case for case in TRAINING[model] if spectral or case[0] != "spectral_loss"]
+    for name, operation, arguments in _cases(cases, dtype, work):
         with recording(capability) as launches:
             gradients = differentiate(operation, arguments)
             forward = list(launches)

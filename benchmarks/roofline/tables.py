@@ -12,8 +12,8 @@ import triton
 
 from benchmarks.roofline.cubins import Cubin, code_of, compile_launch
 from benchmarks.roofline.pipes import DRAM_BYTES_S, PIPES, Usage, usage
-from benchmarks.roofline.shipped import FORWARD, WINDOWS, Work, forward_launches, training_launches
-from benchmarks.traffic import Traffic, step_traffic, window_traffic, work_of
+from benchmarks.roofline.shipped import FORWARD, WINDOWS, Work, forward_launches
+from benchmarks.traffic import Traffic, step_launches, step_traffic, window_traffic, work_of
 from fastenh.train.recipe import load_recipe
 from fastenh_kernels.shared.launch import Launch
 
@@ -36,9 +36,7 @@ def counted() -> dict[str, Any]:
         parts[f"{model} forward"] = _rows(launches, WINDOWS, window_traffic(WINDOWS, model))
     for name, (base, *changes) in STEPS.items():
         recipe = load_recipe(base, changes)
-        work = work_of(recipe)
-        launches = training_launches(torch.bfloat16, work, model=recipe.model)
-        parts[name] = _rows(launches, work, step_traffic(recipe))
+        parts[name] = _rows(step_launches(recipe), work_of(recipe), step_traffic(recipe))
     return {"arch": "sm_90", "triton": triton.__version__, "measured": False, "seconds": SECONDS} | {
         "parts": {name: _sums(rows) | {"launches": rows} for name, rows in parts.items()}
     }

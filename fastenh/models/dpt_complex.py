@@ -107,7 +107,10 @@ class DPTComplex(nn.Module):
         for convolution in self.encoder:
             x = convolution(x)
             skips.append(x)
-        x = self._dual_path(x, self.positions)
+        y = self.enter(torch.matmul(self.to_bands, x)) + self.positions
+        for layer in self.layers:
+            y = layer(y)
+        x = torch.matmul(self.from_bands, self.leave(y))
         for mix, convolution in zip(self.mix, self.decoder, strict=False):
             x = convolution(mix(torch.cat([x, skips.pop()], -1)))
         return self.mix[-1](torch.cat([x, skips.pop()], -1))
@@ -120,17 +123,14 @@ class DPTComplex(nn.Module):
         for convolution in self.encoder:
             x = convolution.late(x)
             skips.append(x)
-        x = Late(self._dual_path(x.activated(), self.positions.to(x.rows.dtype)), None)
+        y = fastenh_kernels.band_map(*x, self.to_bands, self.enter.weight, self.enter.bias + self.positions)
+        for layer in self.layers:
+            y = layer(y)
+        added = self.from_bands.sum(1, keepdim=True) * self.leave.bias
+        x = Late(fastenh_kernels.band_map(y, None, self.from_bands, self.leave.weight, added), None)
         for mix, convolution in zip(self.mix, self.decoder, strict=False):
             x = convolution.late(mix.late(x, skips.pop()))
         return self.mix[-1].late(x, skips.pop()).activated()
-
-    def _dual_path(self, x: Tensor, positions: Tensor) -> Tensor:
-        """To fewer bands, through the layers, and back: (B, T, F, C) -> the same."""
-        y = self.enter(torch.matmul(self.to_bands, x)) + positions
-        for layer in self.layers:
-            y = layer(y)
-        return torch.matmul(self.from_bands, self.leave(y))
 
     def folded(self, dtype: torch.dtype = torch.float32) -> FoldedDPTComplex:
         """The same in evaluation, its weights prepared once."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastenh.models.level import before_sound, normalise_level, running_level
+from fastenh.models.transform import analyse, overlap_add, synthesise
 
 SAMPLE_RATE = 16_000
 N_FFT = 512
@@ -32,10 +32,7 @@ class Frontend(nn.Module):
 
     def stft(self, waveform: Tensor) -> Tensor:
         """(B, L), L >= 1 -> complex (B, 257, T) with T = ceil(L / hop) + 1."""
-        half = N_FFT // 2  # so that the first frame is centred on the first sample
-        padded = F.pad(waveform, (half, half + -waveform.shape[-1] % self.hop))
-        window = self.window.to(waveform.dtype)
-        return torch.stft(padded, N_FFT, self.hop, window=window, center=False, return_complex=True)
+        return analyse(waveform, self.window.to(waveform.dtype), self.hop).transpose(1, 2)
 
     def power(self, spectrum: Tensor) -> Tensor:
         """The mean square under the window of each frame, from its spectrum (Parseval): (B, 257, T) -> (B, T)."""
@@ -50,20 +47,15 @@ class Frontend(nn.Module):
         the squared windows on the way: on CUDA a wait in every call, and no CUDA graph.
         """
         window = self.window.to(spectrum.real.dtype)
+        if level is not None and level.requires_grad:  # windows are constants
+            return self.istft(spectrum, length) * level
+        frames = spectrum.transpose(1, 2)
         scaled = window if level is None else window * level.unsqueeze(-1)
-        frames = torch.fft.irfft(spectrum.transpose(1, 2), N_FFT) * scaled  # (B, T, 512)
-        weights = window.square().expand(1, *frames.shape[1:])
-        return (self._overlap_add(frames) / self._overlap_add(weights))[:, :length]
-
-    def _overlap_add(self, frames: Tensor) -> Tensor:
-        """(B, T, 512) -> (B, (T - 1) * hop), from the centre of the first frame to that of the last."""
-        hops = frames.unflatten(-1, (N_FFT // self.hop, self.hop))  # (B, T, parts, hop)
-        middle = hops.shape[2] // 2  # the part behind the centre
-        total = hops[:, 1:, middle - 1] + hops[:, :-1, middle]
-        for part in range(hops.shape[2]):
-            if part not in (middle - 1, middle):
-                total = total + F.pad(hops[:, :, part], (0, 0, part - middle, middle - part - 1))
-        return total.flatten(1)
+        if 2 * self.hop == N_FFT:  # every sample lies under two frames: the window of each is divided by both
+            weights = window.square().view(2, self.hop).sum(0).repeat(2)
+            return synthesise(frames, scaled / weights, self.hop, length)
+        weights = overlap_add(window.square().expand(1, frames.shape[1], N_FFT), self.hop, length)
+        return synthesise(frames, scaled, self.hop, length) / weights
 
 
 class SpectralModel(nn.Module):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import fastenh_kernels
 from fastenh.data.settings import Fraction, Weight
 from fastenh.models.frontend import BINS, N_FFT, SAMPLE_RATE, Frontend
 
@@ -32,11 +35,39 @@ class LossConfig:
 
 
 def si_sdr_loss(estimate: Tensor, clean: Tensor) -> Tensor:
-    """Negative SI-SDR in bel (dB / 10) of each (B, L) pair: Le Roux et al. 2019, "SDR - half-baked or well done?"."""
-    scale = (estimate * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + _EPS)
-    target = scale * clean
-    noise = estimate - target
-    return -torch.log10((target.square().sum(-1) + _EPS) / (noise.square().sum(-1) + _EPS))
+    """Negative SI-SDR in bel (dB / 10) of each (B, L) pair: Le Roux et al. 2019, "SDR - half-baked or well done?".
+
+    The clean side is a constant.
+    """
+    return _SISDR.apply(estimate, clean)
+
+
+class _SISDR(torch.autograd.Function):
+    """The gradient is a sum of both waveforms with a factor for each clip, which takes one pass over them."""
+
+    @staticmethod
+    def forward(ctx: Any, estimate: Tensor, clean: Tensor) -> Tensor:
+        energy = _energy(clean)
+        along = (estimate * clean).sum(-1)
+        scale = along / (energy + _EPS)
+        noise = _energy(torch.addcmul(estimate, scale.unsqueeze(-1), clean, value=-1)) + _EPS
+        target = scale.square() * energy + _EPS
+        # (noise, clean) / (energy + eps) and the derivative of the target's energy, both along the clean side
+        left = (along - scale * energy) / (energy + _EPS)
+        of_clean = -(scale + left) / noise - scale * energy / ((energy + _EPS) * target)
+        ctx.save_for_backward(estimate, clean, 1 / noise, of_clean)
+        return torch.log10(noise / target)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        estimate, clean, *factors = ctx.saved_tensors
+        of_estimate, of_clean = ((2 / math.log(10) * grad * factor).unsqueeze(-1) for factor in factors)
+        return torch.addcmul(of_estimate * estimate, of_clean, clean), None
+
+
+def _energy(waveform: Tensor) -> Tensor:
+    """(B, L) -> (B,): the sum of squares, without writing them down."""
+    return torch.linalg.vector_norm(waveform, dim=-1).square()
 
 
 def multi_resolution_loss(estimate: Tensor, clean: Tensor) -> Tensor:
@@ -103,20 +134,11 @@ class Loudness(nn.Module):
         return (quiet / 0.5) ** _ZWICKER * (ratio**_ZWICKER - 1)
 
 
-def _compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """|S|^p, and S |S|^(p - 1) as real pairs; finite gradients at 0."""
-    pairs = torch.view_as_real(spectrum)
-    magnitude = (pairs.square().sum(-1) + _EPS).sqrt()
-    return magnitude**power, pairs * (magnitude ** (power - 1)).unsqueeze(-1)
-
-
 class EnhancementLoss(nn.Module):
     """Weighted sum of the terms of ``LossConfig``, each a mean over the clips.
 
     - log_magnitude: L1 between log1p|S| (the origin's loss)
-    - compressed_magnitude, compressed_complex: mean squared error of power-law compressed spectra
-      (Braun and Tashev 2021, "A consolidated view of loss functions for supervised deep learning-based speech
-      enhancement")
+    - compressed_magnitude, compressed_complex: mean squared error of power-law compressed spectra (``spectral_loss``)
     - si_sdr: negative SI-SDR in bel; clips whose clean side is silent count as 0
     - multi_resolution: ``multi_resolution_loss``; clips whose clean side is silent count as 0
     - consistency: ``consistency_loss`` of the spectrum that the model's mask left, where it is given
@@ -133,9 +155,10 @@ class EnhancementLoss(nn.Module):
     def forward(self, estimate: Tensor, clean: Tensor, noisy: Tensor, spectrum: Tensor | None = None) -> Tensor:
         """Three (B, L) waveforms -> scalar. spectrum: (B, 257, T) that became ``estimate``, for a noisy RMS of 1."""
         config = self.config
-        gain = _LEVEL / noisy.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)
+        rms = torch.linalg.vector_norm(noisy, dim=-1, keepdim=True) / noisy.shape[-1] ** 0.5
+        gain = _LEVEL / rms.clamp_min(1e-6)
         estimate, clean = estimate * gain, clean * gain
-        speech = (clean.abs().amax(-1) > 0).float()
+        speech = clean.any(-1)
         loss = estimate.new_zeros(())
         if config.si_sdr:
             loss = loss + config.si_sdr * (si_sdr_loss(estimate, clean) * speech).mean()
@@ -149,14 +172,11 @@ class EnhancementLoss(nn.Module):
 
     def _spectral(self, estimate: Tensor, clean: Tensor) -> Tensor:
         config = self.config
-        loss = estimate.real.new_zeros(())
+        loss = torch.zeros((), device=estimate.device)
         if config.log_magnitude:
             difference = torch.log1p(estimate.abs()) - torch.log1p(clean.abs())
             loss = loss + config.log_magnitude * difference.abs().mean()
         if config.compressed_magnitude or config.compressed_complex:
-            magnitude, pairs = _compress(estimate, config.compression)
-            clean_magnitude, clean_pairs = _compress(clean, config.compression)
-            loss = loss + config.compressed_magnitude * (magnitude - clean_magnitude).square().mean()
-            # mean over bins of the squared complex distance (sum of the real and the imaginary part)
-            loss = loss + config.compressed_complex * 2 * (pairs - clean_pairs).square().mean()
+            weights = config.compressed_magnitude, config.compressed_complex
+            loss = loss + fastenh_kernels.spectral_loss(estimate, clean, *weights, config.compression)
         return loss

@@ -14,6 +14,7 @@ from fastenh_kernels.operations.axis_layer import axis_layer as axis_layer
 from fastenh_kernels.operations.band_convolution import band_convolution as band_convolution
 from fastenh_kernels.operations.band_decoder import band_decoder as band_decoder
 from fastenh_kernels.operations.band_encoder import band_encoder as band_encoder
+from fastenh_kernels.operations.band_map import band_map as band_map
 from fastenh_kernels.operations.complex_mask import complex_mask as complex_mask
 from fastenh_kernels.operations.compressed_front import compressed_front as compressed_front
 from fastenh_kernels.operations.compressed_mask import compressed_mask as compressed_mask
@@ -23,5 +24,6 @@ from fastenh_kernels.operations.encoder_front import encoder_front as encoder_fr
 from fastenh_kernels.operations.front_convolution import front_convolution as front_convolution
 from fastenh_kernels.operations.mask_head import mask_head as mask_head
 from fastenh_kernels.operations.norm_taps import norm_taps as norm_taps
+from fastenh_kernels.operations.spectral_loss import spectral_loss as spectral_loss
 from fastenh_kernels.operations.time_layer import time_layer as time_layer
 from fastenh_kernels.operations.upsampled_moments import upsampled_moments as upsampled_moments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -65,9 +66,10 @@ class Inputs:
 
 
 def leaves(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with gradients asked for of all real tensors, or of the complex ones where no tensor is real."""
+    """The arguments with gradients asked for: of those that ask for one, or of all real tensors, or of all."""
     tensors = [value for value in tree_leaves(arguments) if isinstance(value, Tensor)]
-    asked = Tensor.is_floating_point if any(map(Tensor.is_floating_point, tensors)) else Tensor.is_complex
+    kinds: tuple[Callable[[Tensor], bool], ...] = (lambda tensor: tensor.requires_grad, Tensor.is_floating_point)
+    asked = next((kind for kind in kinds if any(map(kind, tensors))), Tensor.is_complex)
 
     def leaf(value: Any) -> Any:
         return value.detach().requires_grad_() if isinstance(value, Tensor) and asked(value) else value

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parity import RULES, check, kernel_of, randn, reference_of
+from parity import RULES, check, check_gradients, kernel_of, randn, reference_of, twice
 from torch import nn
 
 import fastenh_kernels
@@ -10,7 +10,7 @@ from fastenh_kernels.operation import OPERATIONS, tensors_of
 from fastenh_kernels.shared.compression import compress, expand, multiply
 
 pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
-NAMES = ("compressed_front", "band_encoder", "band_decoder", "compressed_mask")
+NAMES = ("compressed_front", "band_encoder", "band_decoder", "compressed_mask")  # the last one has a gradient
 
 
 def spectrum(frames, clips=2):
@@ -120,7 +120,20 @@ def test_a_mask_of_one_gives_all_but_the_last_bin_back():
     assert not out[:, 256].any()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("frames", "channels", "ahead"), [(1, 32, 1), (2, 16, 0), (3, 64, 2), (9, 32, 1)])
+def test_gradient_of_the_mask(target, frames, channels, ahead):
+    given = arguments("compressed_mask", frames, channels, ahead=ahead)
+    check_gradients(kernel_of("compressed_mask"), reference_of("compressed_mask"), given, target, [0, 1, 2])
+
+
+def test_gradient_of_the_mask_is_the_same_bits_again_and_none_of_the_spectrum(interpreted):
+    given = arguments("compressed_mask", 5)
+    twice(kernel_of("compressed_mask"), list(given), [0, 1, 2])
+    given[3].requires_grad_()
+    assert OPERATIONS["compressed_mask"].pick(*given) is reference_of("compressed_mask")
+
+
+@pytest.mark.parametrize("name", NAMES[:-1])
 def test_training_takes_the_reference(interpreted, name):
     operation, given = OPERATIONS[name], arguments(name, 2)
     tensors_of(given)[1].requires_grad_()
@@ -146,4 +159,7 @@ def test_rules_of_torch(interpreted, name):
     kernel_of(name)
     operator = getattr(torch.ops.fastenh_kernels, name)
     given = [list(part) if isinstance(part, tuple) else part for part in arguments(name, 3)]
-    torch.library.opcheck(operator, tuple(given), test_utils=[r for r in RULES if "autograd" not in r])
+    rules = RULES if name == "compressed_mask" else [r for r in RULES if "autograd" not in r]
+    if name == "compressed_mask":
+        given = [part.requires_grad_() if number < 3 else part for number, part in enumerate(given)]
+    torch.library.opcheck(operator, tuple(given), test_utils=rules)

@@ -51,10 +51,13 @@ def silu_of_twice(b_half, dtype: tl.constexpr):
 
 
 @triton.jit
-def silu_with_slope(b_z):
-    """SiLU and its derivative."""
-    b_root = tl.rsqrt(1.0 + tl.exp2(b_z * -1.4426950408889634))
-    b_gate = b_root * b_root
+def silu_with_slope(b_z, dtype: tl.constexpr):
+    """SiLU and its derivative, of float32, to be rounded to ``dtype``."""
+    if dtype == tl.float32:
+        b_root = tl.rsqrt(1.0 + tl.exp2(b_z * -1.4426950408889634))
+        b_gate = b_root * b_root
+    else:
+        b_gate = 0.5 * tanh_of_16_bit(0.5 * b_z) + 0.5
     b_silu = b_z * b_gate
     return b_silu, b_gate + b_silu * (1.0 - b_gate)
 

@@ -8,10 +8,10 @@ from torch import Tensor
 EPS = 1e-10  # of the power: finite gradients at 0
 
 
-def compress(spectrum: Tensor, power: float) -> tuple[Tensor, Tensor]:
+def compress(spectrum: Tensor, power: float, eps: float = EPS) -> tuple[Tensor, Tensor]:
     """Complex (B, F, T) -> |X|^power with the phase of X as real pairs (B, T, F, 2), and without it (B, T, F)."""
     pairs = torch.view_as_real(spectrum).transpose(1, 2)
-    squared = pairs.square().sum(-1) + EPS
+    squared = pairs.square().sum(-1) + eps
     magnitude = squared ** (power / 2)
     return pairs * (magnitude * squared.rsqrt()).unsqueeze(-1), magnitude
 

@@ -37,7 +37,7 @@ def affine_silu_backward_kernel(
         o_x = o_row * C + o_c[None, :]
         b_x = tl.load(p_x + o_x, mask=o_row < rows, other=0.0).to(tl.float32)
         b_g = tl.load(p_grad + o_x, mask=o_row < rows, other=0.0).to(tl.float32)
-        _, b_slope = silu_with_slope(b_x * b_scale + b_shift)
+        _, b_slope = silu_with_slope(b_x * b_scale + b_shift, p_x.dtype.element_ty)
         b_dz = b_g * b_slope
         b_scales += b_dz * b_x
         b_shifts += b_dz

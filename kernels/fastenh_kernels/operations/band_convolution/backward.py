@@ -29,7 +29,7 @@ def through_silu(p_x, b_dh, b_scale, b_shift):
     """[M, C] silu(z) of z = x * scale + shift in the dtype of x, the gradient of z from that of silu(z), and its
     product with x."""
     b_x = tl.load(p_x).to(tl.float32)
-    b_h, b_slope = silu_with_slope(b_x * b_scale + b_shift)
+    b_h, b_slope = silu_with_slope(b_x * b_scale + b_shift, p_x.dtype.element_ty)
     b_dz = b_dh * b_slope
     return b_h.to(p_x.dtype.element_ty), b_dz, b_dz * b_x
 
@@ -38,6 +38,22 @@ def through_silu(p_x, b_dh, b_scale, b_shift):
 def by_halves(b_x, M: tl.constexpr, C: tl.constexpr):
     """[M // 2, C] of [M, C]: sums of two rows, which one thread holds where it loaded them."""
     return tl.sum(tl.reshape(b_x, (2, M // 2, C)), 0)
+
+
+@triton.jit
+def gradient_of(p_grad, p_y, o, m, b_slope, b_offset, MIX: tl.constexpr, M: tl.constexpr, C: tl.constexpr):
+    """[M, C]: what came back with what the moments add to it. Without a mix [M, 4 C]: its upper neighbour, itself, its
+    lower neighbour and nothing, side by side."""
+    dtype = p_grad.dtype.element_ty
+    b_g = tl.load(p_grad + o, mask=m, other=0.0).to(tl.float32)
+    b_g += tl.load(p_y + o, mask=m, other=0.0).to(tl.float32) * b_slope + b_offset
+    if MIX:
+        b_g = b_g.to(dtype)
+    else:
+        b_taps = tl.join(shifted(b_g, 1, M, C).to(dtype), shifted(b_g, -1, M, C).to(dtype))
+        b_g = b_g.to(dtype)
+        b_g = tl.reshape(tl.join(b_taps, tl.join(b_g, tl.zeros_like(b_g))), (M, 4 * C))
+    return b_g
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -70,7 +86,8 @@ def band_convolution_backward_kernel(
     if ACTIVE:
         b_scale, b_shift = affine_of(p_affine, C)
     if MIX:
-        b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
+        if not ACTIVE:
+            b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
         o_w = o_c[:, None] * (2 * C) + o_c[None, :]
         b_skip_w = tl.load(p_weight + C + o_w)
         b_weights = tl.zeros([2 * C, C], tl.float32)
@@ -78,22 +95,19 @@ def band_convolution_backward_kernel(
         o_w = tl.arange(0, 4 * C)[:, None] * C + o_c[None, :]
         b_weights = tl.zeros([4 * C, C], tl.float32)
     b_w = tl.load(p_weight + o_w)
-    for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
+    first = tl.program_id(0).to(tl.int64)
+    b_g = gradient_of(p_grad, p_y, first * (M * C) + o_x, first < frames, b_slope, b_offset, MIX, M, C)
+    for t in tl.range(first, frames, programs):
         o_t = t * (M * C) + o_x
-        b_g = tl.load(p_grad + o_t).to(tl.float32) + tl.load(p_y + o_t).to(tl.float32) * b_slope + b_offset
         if MIX:
-            b_g = b_g.to(dtype)
+            if ACTIVE:  # again for each frame, or the registers spill
+                b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
             b_dh = tl.dot(b_g, b_skip_w, input_precision=PRECISION)
             b_other, b_dz, b_dzx = through_silu(p_skip + o_t, b_dh, b_skip_scale, b_skip_shift)
             b_skip_scales += by_halves(b_dzx, M, C)
             b_skip_shifts += by_halves(b_dz, M, C)
             tl.store(p_grad_skip + o_t, (b_dz * b_skip_scale).to(dtype))
-            b_dh = tl.dot(b_g, b_w, input_precision=PRECISION)
-        else:
-            b_taps = tl.join(shifted(b_g, 1, M, C).to(dtype), shifted(b_g, -1, M, C).to(dtype))
-            b_g = b_g.to(dtype)
-            b_taps = tl.reshape(tl.join(b_taps, tl.join(b_g, tl.zeros_like(b_g))), (M, 4 * C))  # taps side by side
-            b_dh = tl.dot(b_taps, b_w, input_precision=PRECISION)
+        b_dh = tl.dot(b_g, b_w, input_precision=PRECISION)
         if ACTIVE:
             b_h, b_dz, b_dzx = through_silu(p_x + o_t, b_dh, b_scale, b_shift)
             b_scales += by_halves(b_dzx, M, C)
@@ -106,7 +120,9 @@ def band_convolution_backward_kernel(
             b_rows = tl.reshape(tl.join(b_h, b_other), (M, 2 * C))
             b_weights = tl.dot(tl.trans(b_rows), b_g, b_weights, input_precision=PRECISION)
         else:
-            b_weights = tl.dot(tl.trans(b_taps), b_h, b_weights, input_precision=PRECISION)
+            b_weights = tl.dot(tl.trans(b_g), b_h, b_weights, input_precision=PRECISION)
+        t_next = t + programs
+        b_g = gradient_of(p_grad, p_y, t_next * (M * C) + o_x, t_next < frames, b_slope, b_offset, MIX, M, C)
     o_found = tl.arange(0, (2 if MIX else 4) * C)[:, None] * C + o_c[None, :]
     tl.store(p_weights + tl.program_id(0).to(tl.int64) * ((2 if MIX else 4) * C * C) + o_found, b_weights)
     p_sum = p_sums + tl.program_id(0).to(tl.int64) * (4 * C) + o_c

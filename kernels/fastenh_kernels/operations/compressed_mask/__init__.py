@@ -16,7 +16,8 @@ def compressed_mask(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, p
     expanded again.
 
     x: (B, T, 64, C); weight: (C, 2 parts, 8 bins, 3 frames); bias: (2,); spectrum: complex (B, 257, T), whose last bin
-    comes back as zero. ahead: frames behind the present one, 0 to 2. Returns complex (B, 257, T). For inference.
+    comes back as zero. ahead: frames behind the present one, 0 to 2. Returns complex (B, 257, T). Kernels give no
+    gradient of the spectrum.
     """
     return OPERATION(x, weight, bias, spectrum, power, ahead)
 
@@ -25,6 +26,8 @@ def _serves(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, power: fl
     channels = weight.shape[0]
     if spectrum.shape[1] != 257 or channels not in (16, 32, 64):
         return f"{spectrum.shape[1]} bins, {channels} channels: the kernel takes 257, and 16, 32 or 64"
+    if spectrum.requires_grad:
+        return "a gradient of the spectrum: the kernel takes constants"
     return wide_values(x)
 
 
@@ -32,9 +35,7 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     c = DPT_COMPLEX.front_channels
     x, weight = inputs.activation(DPT_COMPLEX.wide_bands, c), inputs.real(c, 2, 8, 3, scale=0.1)
     arguments = x, weight, inputs.vector(2), inputs.spectrum(DPT_COMPLEX.bins), 0.3, 1
-    yield Example("", arguments, "inference")
+    yield Example("", arguments)
 
 
-OPERATION = Operation(
-    "compressed_mask", reference.compressed_mask, serves=_serves, examples=_examples, differentiable=False
-)
+OPERATION = Operation("compressed_mask", reference.compressed_mask, serves=_serves, examples=_examples)

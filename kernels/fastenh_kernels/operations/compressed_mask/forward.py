@@ -107,7 +107,8 @@ def compressed_mask_kernel(
 def launch_compressed_mask(
     x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, power: float, ahead: int
 ) -> Tensor:
-    """x and weight in one dtype."""
+    """The weight is rounded to the dtype of x."""
+    x, weight = x.contiguous(), weight.to(x.dtype).contiguous()
     batch, frames, _, channels = x.shape
     pairs = as_frames(spectrum)
     out = torch.empty_like(pairs)
@@ -126,8 +127,8 @@ def launch_compressed_mask(
         cost,
         num_warps=4,
         num_stages=1,
-        p_x=x.contiguous(),
-        p_weight=weight.contiguous(),
+        p_x=x,
+        p_weight=weight,
         p_bias=bias.contiguous(),
         p_spectrum=pairs,
         p_out=out,
@@ -152,5 +153,4 @@ compressed_mask_operator = operator("compressed_mask", launch_compressed_mask, _
 
 
 def compressed_mask(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, power: float, ahead: int) -> Tensor:
-    x = x.to(autocast_dtype(x))
-    return compressed_mask_operator(x, weight.to(x.dtype), bias, spectrum, power, ahead)
+    return compressed_mask_operator(x.to(autocast_dtype(x)), weight, bias, spectrum, power, ahead)

@@ -20,9 +20,10 @@ from fastenh_kernels.shared.launch import Cost, launch, size
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
 
-_ROWS = 8  # of a program, clips and bands
+_ROWS = 4  # of a program, clips and bands
+_TURN = 4  # frames
 _ASKED_FOR = 2  # frames that are on their way while one is worked on
-_RESIDENT = 3  # programs that the registers of an SM hold
+_RESIDENT = 5  # programs that the registers of an SM hold
 
 
 @triton.jit(do_not_specialize=["rows", "frames", "chunk", "tiles"])
@@ -45,6 +46,7 @@ def norm_taps_backward_kernel(
     EPS: tl.constexpr,
     M: tl.constexpr,
     ASKED: tl.constexpr,
+    TURN: tl.constexpr,
 ):
     FRAME: tl.constexpr = BANDS * C
     BEFORE: tl.constexpr = TAPS - 1 - AHEAD
@@ -66,22 +68,25 @@ def norm_taps_backward_kernel(
     asked = ()  # of x, from t on
     for k in tl.static_range(ASKED):
         asked += (frame_of(p_x + o_x, first + k, m_rows, 0, last, FRAME),)
-    for t in tl.range(first, last):
-        grads = grads + (frame_of(p_grad + o_x, t + BEFORE + ASKED, m_rows, 0, frames, FRAME),)
-        asked = asked + (frame_of(p_x + o_x, t + ASKED, m_rows, 0, last, FRAME),)
-        b_standard, b_inverse = standardise(asked[0].to(tl.float32), C, EPS)
-        b_n = tl.where(m_rows, b_standard * b_norm_weight + b_norm_bias, 0.0)
-        b_dn = tl.zeros([M, C], tl.float32)
-        found = ()
-        for k in tl.static_range(TAPS):
-            b_g = grads[TAPS - 1 - k].to(tl.float32)  # of frame t + BEFORE - k
-            b_dn += b_g * taps[k]
-            found += (sums[k] + b_g * b_n,)
-        b_own = grads[AHEAD].to(tl.float32)
-        sums = found + (sums[TAPS] + b_own, sums[TAPS + 1] + b_dn * b_standard, sums[TAPS + 2] + b_dn)
-        b_dx = b_own + through_norm(b_dn, b_standard, b_inverse, b_norm_weight, C)
-        tl.store(p_grad_x + o_x + t * FRAME, b_dx.to(p_grad_x.dtype.element_ty), mask=m_rows)
-        grads, asked = grads[1:], asked[1:]
+    for begin in tl.range(first, last, TURN):
+        for k in tl.static_range(TURN):
+            t = begin + k
+            grads = grads + (frame_of(p_grad + o_x, t + BEFORE + ASKED, m_rows, 0, frames, FRAME),)
+            asked = asked + (frame_of(p_x + o_x, t + ASKED, m_rows, 0, last, FRAME),)
+            b_standard, b_inverse = standardise(asked[0].to(tl.float32), C, EPS)
+            b_n = tl.where(m_rows & (t < last), b_standard * b_norm_weight + b_norm_bias, 0.0)
+            b_dn = tl.zeros([M, C], tl.float32)
+            found = ()
+            for i in tl.static_range(TAPS):
+                b_g = grads[TAPS - 1 - i].to(tl.float32)  # of frame t + BEFORE - i
+                b_dn += b_g * taps[i]
+                found += (sums[i] + b_g * b_n,)
+            b_dn = tl.where(t < last, b_dn, 0.0)
+            b_own = tl.where(t < last, grads[AHEAD].to(tl.float32), 0.0)
+            sums = found + (sums[TAPS] + b_own, sums[TAPS + 1] + b_dn * b_standard, sums[TAPS + 2] + b_dn)
+            b_dx = b_own + through_norm(b_dn, b_standard, b_inverse, b_norm_weight, C)
+            tl.store(p_grad_x + o_x + t * FRAME, b_dx.to(p_grad_x.dtype.element_ty), mask=m_rows & (t < last))
+            grads, asked = grads[1:], asked[1:]
     p_sum = p_sums + tl.program_id(0).to(tl.int64) * ((TAPS + 3) * C) + o_c
     for k in tl.static_range(TAPS + 3):
         tl.store(p_sum + k * C, tl.sum(sums[k], 0))
@@ -97,19 +102,20 @@ def launch_norm_taps_backward(
     taps = weight.shape[1]
     rows = batch * bands
     tiles = triton.cdiv(rows, _ROWS)
-    chunk = frames_of_program(frames, tiles, _RESIDENT, x.device)
+    chunk = frames_of_program(frames, tiles, _RESIDENT, x.device, 2, _TURN)
     chunks = triton.cdiv(frames, chunk)
     sums = torch.empty(tiles * chunks, taps + 3, channels, dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
         l2 = size(grad) * (1 + chunks * (taps - 1) / max(frames, 1)) + size(x, grad_x, sums)
-        return Cost((frames / max(chunks, 1),), flop=0.0, l2_bytes=l2, dram_bytes=size(grad, x, grad_x, sums))
+        turns = triton.cdiv(frames, _TURN) / max(chunks, 1)
+        return Cost((turns,), flop=0.0, l2_bytes=l2, dram_bytes=size(grad, x, grad_x, sums))
 
     launch(
         norm_taps_backward_kernel,
         tiles * chunks,
         cost,
-        num_warps=4,
+        num_warps=2,
         num_stages=1,
         p_grad=grad,
         p_x=x,
@@ -129,6 +135,7 @@ def launch_norm_taps_backward(
         EPS=EPS,
         M=_ROWS,
         ASKED=_ASKED_FOR,
+        TURN=_TURN,
     )
     total = sums.sum(0)
     grad_bias, grad_norm_weight, grad_norm_bias = (row.clone() for row in total[taps:])  # an operator gives no views

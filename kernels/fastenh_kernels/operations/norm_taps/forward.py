@@ -12,10 +12,10 @@ from fastenh_kernels.shared.launch import Cost, launch, processors, size
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
-_ROWS = 8  # of a program, clips and bands
+_ROWS = 4  # of a program, clips and bands
 _TURN = 8  # frames
 _ASKED_FOR = 3  # frames that are on their way while one is worked on
-_RESIDENT = 4  # programs that the registers of an SM hold
+_RESIDENT = 8  # programs that the registers of an SM hold
 
 
 @triton.jit
@@ -93,9 +93,16 @@ def norm_taps_kernel(
             asked = asked[1:] + (frame_of(p_rows, t + AHEAD + ASKED, m_rows, 0, end, FRAME),)
 
 
-def frames_of_program(frames: int, tiles: int, resident: int, device: torch.device) -> int:
-    """How far a program walks, so that all of them are on the device at once, where they fill it."""
-    return max(8, triton.cdiv(frames, max(1, resident * processors(device) // max(tiles, 1))))
+def frames_of_program(frames: int, tiles: int, resident: int, device: torch.device, halo: int, turn: int = 1) -> int:
+    """How far a program walks, in whole turns, so that all of them are on the device at once, where they fill it: of
+    such walks, the one with which the processors are through first. Every program reads ``halo`` frames more."""
+    count = processors(device)
+    fewest = triton.cdiv(max(8, frames * tiles // (resident * count)), turn)
+
+    def steps(turns: int) -> int:
+        return triton.cdiv(tiles * triton.cdiv(frames, turns * turn), count) * (turns * turn + halo)
+
+    return turn * min(range(fewest, max(triton.cdiv(16, turn), fewest + fewest // 2) + 1), key=steps)
 
 
 def launch_norm_taps(
@@ -107,8 +114,7 @@ def launch_norm_taps(
     taps = weight.shape[1]
     rows = batch * bands
     tiles = triton.cdiv(rows, _ROWS)
-    turns = triton.cdiv(frames_of_program(frames, tiles, _RESIDENT, x.device), _TURN)
-    chunk = turns * _TURN
+    chunk = frames_of_program(frames, tiles, _RESIDENT, x.device, taps - 1, _TURN)
     chunks = triton.cdiv(frames, chunk)
 
     def cost() -> Cost:
@@ -119,7 +125,7 @@ def launch_norm_taps(
         norm_taps_kernel,
         tiles * chunks,
         cost,
-        num_warps=2,
+        num_warps=1,
         num_stages=1,
         p_x=x,
         p_norm_weight=norm_weight.contiguous(),
