@@ -13,12 +13,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.operations.axis_attention.forward import launch_axis_attention, launch_axis_attention_forward
 from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
 from fastenh_kernels.operations.axis_layer import narrow
-from fastenh_kernels.operations.axis_layer.feed_forward import has_descriptors, launch_project_feed_forward
+from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.dropout import draw_seed
@@ -34,6 +33,7 @@ from fastenh_kernels.shared.launch import (
 )
 from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, needs_gradient, operator
+from fastenh_kernels.shared.rows import described, has_descriptors
 
 
 @triton.jit
@@ -116,7 +116,7 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights, folded: bool = Fals
         p_norm_bias=weights.norm1_bias,
         p_weight=weights.qkv_weight,
         p_bias=weights.qkv_bias,
-        p_out=TensorDescriptor.from_tensor(out.view(rows, 3 * width), [m, n]) if has_descriptors(x) else out,
+        p_out=described(out, m, n, has_descriptors(x)),
         rows=rows,
         tiles=tiles,
         programs=programs,
