@@ -23,10 +23,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.backward import empty_statistics, launch_attention_gradient
-from fastenh_kernels.operations.axis_layer.feed_forward_gradient import (
-    launch_feed_forward_gradient,
-    launch_feed_forward_weights,
-)
+from fastenh_kernels.operations.axis_layer.feed_forward_gradient import launch_feed_forward_gradient
+from fastenh_kernels.operations.axis_layer.feed_forward_weights import launch_feed_forward_weights
 from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import LARGE, Cost, dot_precision, launch, processors, shared_memory, size
