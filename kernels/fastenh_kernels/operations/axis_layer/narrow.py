@@ -28,6 +28,7 @@ from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeight
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS
 from fastenh_kernels.shared.relu import relu
+from fastenh_kernels.shared.rows import described, has_descriptors
 
 WIDTH, HEADS, HIDDEN = 64, 2, 128  # channels of the layer, its heads, hidden units
 _BANDS, _ROWS = 32, 64  # of a sequence, of a block
@@ -205,7 +206,7 @@ def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
         lambda: layer_cost(x, weights, _BANDS, programs, (tiles / max(programs, 1),)),
         num_warps=4,
         num_stages=1,
-        **layer_arguments(x, weights, TensorDescriptor.from_tensor(y.view(rows, WIDTH), [_ROWS, WIDTH])),
+        **layer_arguments(x, weights, described(y, _ROWS, WIDTH, has_descriptors(y))),
         rows=rows,
         tiles=tiles,
         M=_ROWS,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.shared.bands import convolve_bands, matrix_of, shifted, silu_of_twice, three_taps
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
+from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.rows import described, has_descriptors
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def launch_band_decoder(
     frames = y.shape[0] * y.shape[1]
     (count, width), (wide, channels) = y.shape[2:], out.shape[2:]
     programs = min(frames, 3 * processors(y.device))
-    described = out.element_size() == 2 and warpgroups(y.device)
+    descriptors = has_descriptors(out)
 
     def cost() -> Cost:
         products = sum(tensor.numel() for tensor in (*mixes[::2], *convolutions[::2]))
@@ -114,14 +114,14 @@ def launch_band_decoder(
         **{f"p_mix_bias{i}": tensor.contiguous() for i, tensor in enumerate(mixes[1::2])},
         **{f"p_weight{i}": tensor.contiguous() for i, tensor in enumerate(convolutions[::2])},
         **{f"p_bias{i}": tensor.contiguous() for i, tensor in enumerate(convolutions[1::2])},
-        p_out=TensorDescriptor.from_tensor(out.view(-1, channels), [wide, channels]) if described else out,
+        p_out=described(out, wide, channels, descriptors),
         frames=frames,
         programs=programs,
         M=wide,
         C=channels,
         N=count,
         W=width,
-        DESCRIBED=described,
+        DESCRIBED=descriptors,
         PRECISION=dot_precision(y),
     )
     return out

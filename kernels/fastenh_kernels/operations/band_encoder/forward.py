@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastenh_kernels.shared.bands import convolve_bands, matrix_of, neighbours_of, three_taps
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.rows import described, has_descriptors
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -74,7 +74,7 @@ def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequen
     weight0, bias0, weight1, bias1 = (tensor.contiguous() for tensor in convolutions)
     frames = x.shape[0] * x.shape[1]
     programs = min(frames, 4 * processors(x.device))
-    described = x.element_size() == 2 and warpgroups(x.device)
+    descriptors = has_descriptors(out1)
 
     def cost() -> Cost:
         matrices = weight0, weight1, to_bands, enter
@@ -102,8 +102,8 @@ def launch_band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequen
         p_positions=positions,
         p_y=y,
         p_out0=out0,
-        p_out1=TensorDescriptor.from_tensor(out1.view(-1, x.shape[3]), list(x.shape[2:])) if described else out1,
-        DESCRIBED=described,
+        p_out1=described(out1, x.shape[2], x.shape[3], descriptors),
+        DESCRIBED=descriptors,
         frames=frames,
         programs=programs,
         M=x.shape[2],
