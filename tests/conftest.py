@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import sys
 from pathlib import Path
@@ -61,7 +63,39 @@ def masks_stay_boolean():
     interpreter.InterpreterBuilder.create_splat = create_splat
 
 
+def spare_the_interpreter():
+    """Half of the time of Triton's interpreter is spent on what these tests have no use for.
+
+    It patches Triton's language again at every call of a device function, computes whether integers overflow and does
+    not look at the result, and builds a table of dtypes for each operation.
+    """
+    try:
+        from triton.runtime import interpreter
+    except ImportError:
+        return
+    patch, launch, dtype_of = interpreter._patch_lang, interpreter.GridExecutor.__call__, interpreter._get_np_dtype
+    dtype_of_scalar = functools.cache(dtype_of)
+    patched = set()
+
+    def patch_once(function):
+        module = id(function.__globals__)
+        if module in patched:
+            return None  # only a launch looks at it
+        patched.add(module)
+        return patch(function)
+
+    def launch_anew(self, *arguments, **named):
+        patched.clear()
+        return launch(self, *arguments, **named)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
+    interpreter._get_np_dtype = lambda type: dtype_of(type) if type.scalar.is_ptr() else dtype_of_scalar(type.scalar)
+    builder = interpreter.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
 masks_stay_boolean()
+spare_the_interpreter()
 
 
 def pytest_collection_modifyitems(items):

@@ -135,7 +135,7 @@ def test_dpt_is_the_textbook_dpt(training):
         torch.testing.assert_close(core.front.weight.grad, book.e1[0].weight.grad)
 
 
-@pytest.mark.parametrize("training", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("training", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_dpt_core_is_one_graph(tiny_model, training):
     """torch.compile without a break, at two lengths, in evaluation and with its backward in training."""
     core = tiny_model.core.train(training)

@@ -54,7 +54,7 @@ def test_share_that_is_kept(dropout):
 
 
 @pytest.mark.parametrize("site", [PROJECTION.value, SITE])
-@pytest.mark.parametrize("dropout", [0.1, 0.5])
+@pytest.mark.parametrize("dropout", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_neighbouring_rows_and_columns(site, dropout):
     """All distances up to 17 rows and columns, and powers of 2; pairs of columns that share a hash are among them."""
     block = signs(site=site, dropout=dropout)
