@@ -51,9 +51,10 @@ def plus_bias(b_x, b_bias, M: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def laid_as_result(b_x, M: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows [M, C] in float32, where a product leaves its results."""
-    return plus_bias(b_x.to(tl.float32), tl.zeros([C, 16], b_x.dtype), M, PRECISION)
+def laid_as_result(b_x, b_bias, M: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows [M, N] in float32, where a product leaves its results: that of zeros and any bias as of ``in_two``."""
+    b_nothing = tl.zeros([M, 16], b_bias.dtype)
+    return tl.dot(b_nothing, tl.trans(b_bias), b_x.to(tl.float32), input_precision=PRECISION)
 
 
 @triton.jit
@@ -172,7 +173,7 @@ def narrow_frequency_kernel(
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), disable_licm=True):
         o_tile = tile * (M * C)
         m_m = o_m < rows - tile * M
-        b_x = laid_as_result(tl.load(p_x + o_tile + o_x, mask=m_m, other=0.0), M, C, PRECISION)
+        b_x = laid_as_result(tl.load(p_x + o_tile + o_x, mask=m_m, other=0.0), b_out_bias, M, PRECISION)
         b_n = standard(b_x, LEVEL, C, EPS, dtype)
         b_x = plus_bias(b_x, b_out_bias, M, PRECISION)
         keys, values = keys_and_values(b_n, b_wkv, M, D, PRECISION)
