@@ -82,8 +82,8 @@ def test_large_means_and_norms(target):
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
 @pytest.mark.parametrize("factor", [1.0, 0.1, 12.0])
 def test_scores_beyond_the_range_of_their_powers(target, monkeypatch, factor):
-    """In bfloat16, and here in float16 with a narrower range. Scores are moderate, nearly equal, or in the hundreds: only
-    the last ones must be taken again, less the largest of their row."""
+    """In bfloat16, and here in float16 with a narrower range. Scores are moderate, nearly equal, or in the hundreds:
+    only the last ones must be taken again, less the largest of their row."""
     torch.manual_seed(0)
     kernel_of("time_layer")
     from fastenh_kernels.operations.time_layer import forward
