@@ -236,7 +236,7 @@ def launch_narrow_time(x: Tensor, taps: Sequence[Tensor], weights: AxisLayerWeig
         cost,
         num_warps=8,
         num_stages=1,
-        **narrow.layer_arguments(x, weights, y),
+        **narrow.layer_arguments(x, y, weights),
         **{name: tensor.contiguous() for name, tensor in zip(names, taps, strict=True)},
         sequences=sequences,
         BANDS=x.shape[2],
