@@ -184,7 +184,7 @@ def _tested(instructions: Sequence[tuple[str, str]], labels: dict[str, int], fir
     for index in range(first, last):
         opcode, operands = instructions[index]
         target = _TARGET.search(operands)
-        if opcode == "BRA" and target and labels.get(target[1], first) > last:
+        if opcode == "BRA" and target and labels.get(target[1]) == last + 1:  # further on are waits at barriers
             return index + 1
     return first
 
