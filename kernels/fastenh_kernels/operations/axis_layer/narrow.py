@@ -192,17 +192,17 @@ def takes(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> bool:
 
 def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
     """The whole layer along F, without dropout, of folded weights. Contiguous (B, T, F, C) -> the same."""
-    rows = x.numel() // WIDTH
-    tiles = triton.cdiv(rows, _ROWS)
+    tiles = triton.cdiv(x.numel() // WIDTH, _ROWS)
     programs = min(tiles, 2 * processors(x.device))  # as many as the registers of an SM allow
     y = torch.empty_like(x)
+    rows_in, rows_out = (described(rows, _ROWS, WIDTH, has_descriptors(rows)) for rows in (x, y))
     launch(
         narrow_frequency_kernel,
         programs,
         lambda: layer_cost(x, weights, _BANDS, programs, (tiles / max(programs, 1),)),
         num_warps=4,
         num_stages=1,
-        **layer_arguments(*(described(t, _ROWS, WIDTH, has_descriptors(t)) for t in (x, y)), weights),
+        **layer_arguments(rows_in, rows_out, weights),
         tiles=tiles,
         M=_ROWS,
     )
