@@ -27,18 +27,44 @@ pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
 @pytest.mark.gpu
 def test_graphs_give_what_the_model_gives():
     model = build("dpt", SMALL).eval().folded().cuda()
-    graphed = GraphedModel(model, 4000)
+    graphed = GraphedModel(model, 4000, 1000)
     with torch.inference_mode():
-        for count, length in ((3, 4000), (1, 4000), (4, 4000), (3, 5000), (3, 4000)):
+        for count, length in ((3, 4000), (1, 4000), (4, 4000), (3, 5000), (3, 4000), (2, 4100), (4, 5000)):
             waveforms = torch.randn(count, length, device="cuda")
             torch.testing.assert_close(graphed(waveforms), model(waveforms), rtol=1e-4, atol=1e-5)
-    assert sorted(graphed._graphs) == [1, 4]
+    assert sorted(graphed._graphs) == [(4000, 1), (4000, 4), (5000, 4)]
 
 
-def test_other_lengths_run_without_a_graph():
-    graphed = GraphedModel(lambda waveforms: 2 * waveforms, 4000)
-    assert torch.equal(graphed(torch.ones(3, 100)), 2 * torch.ones(3, 100))
-    assert not graphed._graphs
+class Doubled(GraphedModel):
+    """Captures nothing: a graph that doubles what it is given."""
+
+    class Graph:
+        def __init__(self, given, result):
+            self.given, self.result = given, result
+
+        def replay(self):
+            torch.mul(self.given, 2, out=self.result)
+
+    def _capture(self, given):
+        result = torch.empty_like(given)
+        return self.Graph(given, result), given, result
+
+
+def test_lengths_by_the_grain_have_graphs_and_others_run_without(monkeypatch):
+    monkeypatch.setattr("fastenh.enhance.graphs._OTHERS", 3)
+    graphed = Doubled(lambda waveforms: 3 * waveforms, 4000, 1000)
+
+    def is_graphed(count, length):
+        waveforms = torch.randn(count, length)
+        found = graphed(waveforms)
+        has = (length, filled_count(count)) in graphed._graphs
+        assert torch.equal(found, (2 if has else 3) * waveforms)
+        return has
+
+    assert [is_graphed(count, 5000) for count in (1, 3, 4)] == [True, True, True]
+    # by the grain, not by it, a fourth graph of another length, the length itself, one that is there
+    assert [is_graphed(1, length) for length in (2000, 100, 3000, 4000, 2000)] == [True, False, False, True, True]
+    assert sorted(graphed._graphs) == [(2000, 1), (4000, 1), (5000, 1), (5000, 4)]
 
 
 def test_windows_are_filled_up_to_a_power_of_two():

@@ -73,6 +73,24 @@ def test_instructions_count_as_often_as_they_run():
     assert half.estimate == pytest.approx(used.estimate / 2)
 
 
+def test_what_tests_a_loop_at_its_top_runs_once_more():
+    """An attempt that is repeated only where it failed: the test runs, what would repeat it does not."""
+    sass = """
+.L_x_0:
+        /*0000*/                   FFMA R1, R1, R2, R3 ;
+        /*0010*/              @!P0 BRA `(.L_x_1) ;
+        /*0020*/                   MUFU.EX2 R4, R4 ;
+        /*0030*/                   BRA `(.L_x_0) ;
+.L_x_1:
+        /*0040*/                   EXIT ;
+"""
+    cycle = 1e6 / pipes.HERTZ
+    for trips in (0, 2):
+        us = pipes.usage(sass, launch_of((trips,), flop=0), 1.0).microseconds
+        assert us["fp32"] == pytest.approx(4 * (trips + 1) * 0.25 * cycle)
+        assert us["special"] == pytest.approx(4 * trips * 2 * cycle)
+
+
 def test_a_launch_that_leaves_processors_idle_takes_as_long_as_one_that_fills_them():
     one, full, more = (pipes.usage(SASS, launch_of((3, 5), 0, programs), 1.0) for programs in (1, 132, 133))
     for pipe in ("tensor", "issue", "load_store"):

@@ -45,6 +45,7 @@ _MEMORY_OPCODES = {
     "ATOMG", "ATOMS", "LD", "LDG", "LDGSTS", "LDL", "LDS", "LDSM", "RED", "ST", "STG", "STL", "STS", "STSM",
 }  # fmt: skip
 ARITHMETIC = ("fp32", "integer", "special", "issue")
+Loop = tuple[int, int, int]  # as ``_parse`` gives it
 PIPES = ("tensor", "operands", *ARITHMETIC, "shuffle", "load_store", "l2", "dram")
 
 
@@ -111,7 +112,7 @@ def _counted(sass: str, launch: Launch) -> tuple[dict[str, float], float]:
         if flop * launch.programs >= 0.999 * launch.cost.flop:
             matches.append((cycles, flop))
     if not matches:
-        sizes = [last - first + 1 for first, last in loops]
+        sizes = [last - first + 1 for first, last, _ in loops]
         raise LoopsDifferError(f"loops of {sizes} instructions do not match trip counts {launch.cost.loops}")
     return min(matches, key=lambda match: match[1])
 
@@ -164,8 +165,9 @@ def _lane_bytes(opcode: str) -> int:
     return next((count for width, count in widths.items() if width in parts), 4)
 
 
-def _parse(sass: str) -> tuple[list[tuple[str, str]], list[tuple[int, int]]]:
-    """Instructions (opcode, operands) and loops (first, last instruction), outermost first in the order of the code."""
+def _parse(sass: str) -> tuple[list[tuple[str, str]], list[Loop]]:
+    """Instructions (opcode, operands) and loops, outermost first in the order of the code: the first instruction, the
+    last one, and the first behind the way out at the top, before which all run once more than the loop does."""
     instructions: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
     for line in sass.splitlines():
@@ -173,17 +175,28 @@ def _parse(sass: str) -> tuple[list[tuple[str, str]], list[tuple[int, int]]]:
             labels[label[1]] = len(instructions)
         elif found := _INSTRUCTION.match(line):
             instructions.append((found[1], found[2]))
-    return instructions, sorted(_loops(instructions, labels), key=lambda loop: (loop[0], -loop[1]))
+    loops = sorted(_loops(instructions, labels), key=lambda loop: (loop[0], -loop[1]))
+    return instructions, [(first, last, _tested(instructions, labels, first, last)) for first, last in loops]
+
+
+def _tested(instructions: Sequence[tuple[str, str]], labels: dict[str, int], first: int, last: int) -> int:
+    """Behind the branch that leaves a loop before its end; ``first`` where there is none, as in most."""
+    for index in range(first, last):
+        opcode, operands = instructions[index]
+        target = _TARGET.search(operands)
+        if opcode == "BRA" and target and labels.get(target[1]) == last + 1:  # further on are waits at barriers
+            return index + 1
+    return first
 
 
 def _weighted(
-    instructions: Sequence[tuple[str, str]], loops: Sequence[tuple[int, int]], trips: Sequence[float]
+    instructions: Sequence[tuple[str, str]], loops: Sequence[Loop], trips: Sequence[float]
 ) -> Iterator[tuple[float, str, str]]:
     """(how often it runs, opcode, operands) of every instruction."""
     runs = [1.0] * len(instructions)
-    for (first, last), trip in zip(loops, trips, strict=True):
+    for (first, last, tested), trip in zip(loops, trips, strict=True):
         for index in range(first, last + 1):
-            runs[index] *= trip
+            runs[index] *= trip + 1 if index < tested else trip
     return ((count, *instruction) for count, instruction in zip(runs, instructions, strict=True))
 
 

@@ -89,7 +89,7 @@ class Enhancer:
         span, context = round(span_seconds * SAMPLE_RATE), round(context_seconds * SAMPLE_RATE)
         self.spans = Spans(span, context, fade=min(_FADE, span, 2 * context) // 2 * 2, grain=_GRAIN)
         if isinstance(model, SpectralModel) and self.device.type == "cuda":
-            self._compute = GraphedModel(self._compute, self.spans.window)
+            self._compute = GraphedModel(self._compute, self.spans.window, _GRAIN)
 
     @classmethod
     def from_pretrained(

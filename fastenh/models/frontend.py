@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastenh.models.level import before_sound, normalise_level, running_level
+from fastenh.models.level import before_sound, level_of, running_level
 from fastenh.models.transform import analyse, overlap_add, synthesise
 
 SAMPLE_RATE = 16_000
@@ -30,9 +30,13 @@ class Frontend(nn.Module):
         self.hop = hop
         self.register_buffer("window", torch.hann_window(N_FFT, periodic=True), persistent=False)
 
-    def stft(self, waveform: Tensor) -> Tensor:
-        """(B, L), L >= 1 -> complex (B, 257, T) with T = ceil(L / hop) + 1."""
-        return analyse(waveform, self.window.to(waveform.dtype), self.hop).transpose(1, 2)
+    def stft(self, waveform: Tensor, level: Tensor | None = None) -> Tensor:
+        """(B, L), L >= 1 -> complex (B, 257, T) with T = ceil(L / hop) + 1; divided by ``level`` (B, 1)."""
+        window = self.window.to(waveform.dtype)
+        if level is not None and level.requires_grad:  # windows are constants
+            return self.stft(waveform / level)
+        scaled = window if level is None else window / level.unsqueeze(-1)
+        return analyse(waveform, scaled, self.hop).transpose(1, 2)
 
     def power(self, spectrum: Tensor) -> Tensor:
         """The mean square under the window of each frame, from its spectrum (Parseval): (B, 257, T) -> (B, T)."""
@@ -54,7 +58,7 @@ class Frontend(nn.Module):
         if 2 * self.hop == N_FFT:  # every sample lies under two frames: the window of each is divided by both
             weights = window.square().view(2, self.hop).sum(0).repeat(2)
             return synthesise(frames, scaled / weights, self.hop, length)
-        weights = overlap_add(window.square().expand(1, frames.shape[1], N_FFT), self.hop, length)
+        weights = overlap_add(window.expand(1, frames.shape[1], N_FFT), window, self.hop, length)
         return synthesise(frames, scaled, self.hop, length) / weights
 
 
@@ -87,13 +91,13 @@ class SpectralModel(nn.Module):
         if not self.causal:
             return self.frontend.istft(enhanced, length, level), enhanced
         enhanced = enhanced * level.unsqueeze(1)
-        return self.frontend.istft(enhanced, length), enhanced / normalise_level(waveform)[1].unsqueeze(1)
+        return self.frontend.istft(enhanced, length), enhanced / level_of(waveform).unsqueeze(1)
 
     def scaled(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) -> the spectrum that the core sees (B, 257, T), and the level: (B, 1), or with ``causal`` (B, T)."""
         if not self.causal:
-            scaled, rms = normalise_level(waveform)
-            return self.frontend.stft(scaled), rms
+            level = level_of(waveform)
+            return self.frontend.stft(waveform, level), level
         spectrum = self.frontend.stft(waveform)
         state = before_sound(len(waveform), waveform.device, waveform.dtype)
         level, _ = running_level(self.frontend.power(spectrum), state, SAMPLE_RATE / self.frontend.hop)

@@ -10,11 +10,10 @@ ATTACK, RELEASE = 0.2, 2.0  # seconds: time constants of the two means of the po
 _BLOCK = 512  # frames, whose powers meet in one product
 
 
-def normalise_level(waveform: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale each (B, L) waveform to an RMS of 1. Returns it and the gain's inverse (B, 1), which takes it back."""
+def level_of(waveform: Tensor) -> Tensor:
+    """The RMS of each (B, L) waveform, (B, 1), and no less than that of silence: what it is divided by for a model."""
     root = torch.linalg.vector_norm(waveform, dim=-1, keepdim=True) * waveform.shape[-1] ** -0.5
-    rms = root.clamp_min(SILENCE_RMS)
-    return waveform / rms, rms
+    return root.clamp_min(SILENCE_RMS)
 
 
 def before_sound(batch: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:

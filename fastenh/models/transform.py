@@ -14,7 +14,8 @@ from torch import Tensor
 
 
 def analyse(waveform: Tensor, window: Tensor, hop: int) -> Tensor:
-    """(B, L), window (N,) of an even number of hops -> complex (B, T, N / 2 + 1), T = ceil(L / hop) + 1 frames.
+    """(B, L), window (N,) or (B, 1, N) of an even number of hops -> complex (B, T, N / 2 + 1), T = ceil(L / hop) + 1
+    frames. The window is a constant.
 
     The first frame is centred on the first sample, the last one on or behind the last sample; zeros are around them.
     """
@@ -27,14 +28,22 @@ def synthesise(spectrum: Tensor, window: Tensor, hop: int, length: int) -> Tenso
     return _Synthesis.apply(spectrum, window, hop, length)
 
 
-def overlap_add(frames: Tensor, hop: int, length: int) -> Tensor:
-    """(B, T, N) -> (B, length), from the centre of the first frame on and up to that of the last at most."""
+def overlap_add(frames: Tensor, window: Tensor, hop: int, length: int) -> Tensor:
+    """(B, T, N), window (N,) or (B, 1, N) -> (B, length): frames times the window, added up, from the centre of the
+    first frame on and up to that of the last at most."""
     parts = frames.shape[2] // hop
-    hops, half = frames.unflatten(2, (parts, hop)), parts // 2
-    total = hops[:, 1:, half - 1] + hops[:, :-1, half]  # (B, T - 1, hop): every hop has these two
+    hops, weights, half = frames.unflatten(2, (parts, hop)), window.unflatten(-1, (parts, hop)), parts // 2
+
+    def part(number: int) -> tuple[Tensor, Tensor]:
+        return hops[:, :, number], weights[..., number, :]
+
+    (first, first_weights), (second, second_weights) = part(half - 1), part(half)
+    total = first[:, 1:] * first_weights  # (B, T - 1, hop): every hop has these two
+    total.addcmul_(second[:, :-1], second_weights)
     for away in range(1, half):  # those at the edges lack some of the others
-        total[:, :-away] += hops[:, 1 + away :, half - 1 - away]
-        total[:, away:] += hops[:, : -1 - away, half + away]
+        (before, before_weights), (behind, behind_weights) = part(half - 1 - away), part(half + away)
+        total[:, :-away].addcmul_(before[:, 1 + away :], before_weights)
+        total[:, away:].addcmul_(behind[:, : -1 - away], behind_weights)
     return total.flatten(1)[:, :length]
 
 
@@ -56,8 +65,8 @@ class _Analysis(torch.autograd.Function):
         (window,) = ctx.saved_tensors
         grad = 0.5 * grad  # all bins but the first and the last stand for two when they are transformed back
         grad[..., :: window.shape[-1] // 2] *= 2
-        frames = torch.fft.irfft(grad, window.shape[-1], norm="forward") * window
-        return overlap_add(frames, ctx.hop, ctx.length), None, None
+        frames = torch.fft.irfft(grad, window.shape[-1], norm="forward")
+        return overlap_add(frames, window, ctx.hop, ctx.length), None, None
 
 
 class _Synthesis(torch.autograd.Function):
@@ -65,7 +74,7 @@ class _Synthesis(torch.autograd.Function):
     def forward(ctx: Any, spectrum: Tensor, window: Tensor, hop: int, length: int) -> Tensor:
         ctx.save_for_backward(window)
         ctx.hop = hop
-        return overlap_add(torch.fft.irfft(spectrum, window.shape[-1]) * window, hop, length)
+        return overlap_add(torch.fft.irfft(spectrum, window.shape[-1]), window, hop, length)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:

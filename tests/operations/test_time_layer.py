@@ -79,6 +79,21 @@ def test_large_means_and_norms(target):
     compare(20 + randn(1, 256, 1, 64), (*taps(), *weights), target)
 
 
+@pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value")
+@pytest.mark.parametrize("factor", [1.0, 0.1, 12.0])
+def test_scores_beyond_the_range_of_their_powers(target, monkeypatch, factor):
+    """In bfloat16, and here in float16 with a narrower range. Scores are moderate, nearly equal, or in the hundreds:
+    only the last ones must be taken again, less the largest of their row."""
+    torch.manual_seed(0)
+    kernel_of("time_layer")
+    from fastenh_kernels.operations.time_layer import forward
+
+    monkeypatch.setattr(forward, "_MOST", {torch.float16: 2.0**11} | forward._MOST)
+    weights = layer_weights(64, 128)
+    weights[2] = torch.cat([factor * weights[2][:128], weights[2][128:]])
+    compare(randn(1, 256, 1, 64), (*taps(), *weights), target)
+
+
 def test_no_clips(interpreted):
     given = randn(0, 256, 2, 64), taps(), AxisLayerWeights(*layer_weights(64, 128)), 2, 3
     assert kernel_of("time_layer")(*given).shape == (0, 256, 2, 64)

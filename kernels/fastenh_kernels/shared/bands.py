@@ -67,7 +67,45 @@ def shifted(b_x, BY: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
     """Row m is row m + BY of [M, N], zeros from outside."""
     o = tl.arange(0, M) + BY
     o_row = tl.broadcast_to(tl.minimum(tl.maximum(o, 0), M - 1)[:, None], (M, N))
-    return tl.where(((o >= 0) & (o < M))[:, None], tl.gather(b_x, o_row, 0), 0.0)
+    return tl.where(((o >= 0) & (o < M))[:, None], tl.gather(b_x, o_row, 0), tl.zeros([1, 1], b_x.dtype))
+
+
+@triton.jit
+def paired(b_low, b_high):
+    """32 bits of twice 16: registers hold neighbouring values so anyway."""
+    if INTERPRETED:
+        b = b_low.to(tl.uint32) | (b_high.to(tl.uint32) << 16)
+    else:
+        b = tl.inline_asm_elementwise("mov.b32 $0, {$1, $2};", "=r,h,h", [b_low, b_high], tl.uint32, True, 1)
+    return b
+
+
+@triton.jit
+def parted(b):
+    """The inverse of ``paired``."""
+    if INTERPRETED:
+        b_low, b_high = b.to(tl.uint16), (b >> 16).to(tl.uint16)
+    else:
+        b_low, b_high = tl.inline_asm_elementwise(
+            "mov.b32 {$0, $1}, $2;", "=h,=h,r", [b], (tl.uint16, tl.uint16), True, 1
+        )
+    return b_low, b_high
+
+
+@triton.jit
+def exchanged(b_x, M: tl.constexpr, C: tl.constexpr):
+    """[M, C] twice: each band's lower and upper neighbour, zeros from outside. In 16 bit the threads exchange two
+    channels at a time."""
+    if b_x.dtype == tl.float32:
+        b_lower, b_upper = shifted(b_x, -1, M, C), shifted(b_x, 1, M, C)
+    else:
+        b_even, b_odd = tl.split(tl.reshape(b_x.to(tl.uint16, bitcast=True), (M, C // 2, 2)))
+        b_pairs = paired(b_even, b_odd)
+        b_even, b_odd = parted(shifted(b_pairs, -1, M, C // 2))
+        b_lower = tl.reshape(tl.join(b_even, b_odd), (M, C)).to(b_x.dtype, bitcast=True)
+        b_even, b_odd = parted(shifted(b_pairs, 1, M, C // 2))
+        b_upper = tl.reshape(tl.join(b_even, b_odd), (M, C)).to(b_x.dtype, bitcast=True)
+    return b_lower, b_upper
 
 
 @triton.jit

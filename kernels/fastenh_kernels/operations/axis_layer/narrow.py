@@ -51,9 +51,10 @@ def plus_bias(b_x, b_bias, M: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def laid_as_result(b_x, M: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
-    """Rows [M, C] in float32, where a product leaves its results."""
-    return plus_bias(b_x.to(tl.float32), tl.zeros([C, 16], b_x.dtype), M, PRECISION)
+def laid_as_result(b_x, b_bias, M: tl.constexpr, PRECISION: tl.constexpr):
+    """Rows [M, N] in float32, where a product leaves its results: that of zeros and any bias as of ``in_two``."""
+    b_nothing = tl.zeros([M, 16], b_bias.dtype)
+    return tl.dot(b_nothing, tl.trans(b_bias), b_x.to(tl.float32), input_precision=PRECISION)
 
 
 @triton.jit
@@ -141,17 +142,16 @@ def attend_in_pairs(b_q, b_k, b_v, M: tl.constexpr, D: tl.constexpr, PRECISION: 
     return tl.where(m_first, b_o0, b_o1) * (1.0 / tl.sum(b_p, 1))[:, None]
 
 
-@triton.jit(do_not_specialize=["rows", "tiles"])
+@triton.jit(do_not_specialize=["tiles"])
 def narrow_frequency_kernel(
-    p_x,  # (rows, C), sequences of M / 2 rows one after the other
+    p_x,  # the descriptor of (rows, C), sequences of M / 2 rows one after the other
     p_qkv_weight,  # (3C, C), as the other weights folded
     p_out_weight,  # (C, C)
     p_out_bias,
     p_up_weight,  # (HIDDEN, C)
     p_down_weight,  # (C, HIDDEN)
     p_down_bias,
-    p_y,  # the descriptor of (rows, C)
-    rows,
+    p_y,  # the same
     tiles,
     C: tl.constexpr,
     H: tl.constexpr,
@@ -163,16 +163,12 @@ def narrow_frequency_kernel(
     PRECISION: tl.constexpr,
 ):
     D: tl.constexpr = C // H
-    dtype: tl.constexpr = p_x.dtype.element_ty
+    dtype: tl.constexpr = p_qkv_weight.dtype.element_ty
     heads, b_wkv, b_out_bias = attention_weights(p_qkv_weight, p_out_weight, p_out_bias, C, H, SCALE, dtype)
     maps = feed_forward_weights(p_up_weight, p_down_weight, p_down_bias, C, HIDDEN, dtype)
-    o_m = tl.arange(0, M)[:, None]
-    o_x = o_m * C + tl.arange(0, C)[None, :]
     # what does not change in the loop is mostly where a matrix lies: held in registers it would spill others
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), disable_licm=True):
-        o_tile = tile * (M * C)
-        m_m = o_m < rows - tile * M
-        b_x = laid_as_result(tl.load(p_x + o_tile + o_x, mask=m_m, other=0.0), M, C, PRECISION)
+        b_x = laid_as_result(p_x.load([tl.cast(tile * M, tl.int32), 0]), b_out_bias, M, PRECISION)
         b_n = standard(b_x, LEVEL, C, EPS, dtype)
         b_x = plus_bias(b_x, b_out_bias, M, PRECISION)
         keys, values = keys_and_values(b_n, b_wkv, M, D, PRECISION)
@@ -196,29 +192,30 @@ def takes(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> bool:
 
 def launch_narrow(x: Tensor, weights: AxisLayerWeights) -> Tensor:
     """The whole layer along F, without dropout, of folded weights. Contiguous (B, T, F, C) -> the same."""
-    rows = x.numel() // WIDTH
-    tiles = triton.cdiv(rows, _ROWS)
+    tiles = triton.cdiv(x.numel() // WIDTH, _ROWS)
     programs = min(tiles, 2 * processors(x.device))  # as many as the registers of an SM allow
     y = torch.empty_like(x)
+    rows_in, rows_out = (described(rows, _ROWS, WIDTH, has_descriptors(rows)) for rows in (x, y))
     launch(
         narrow_frequency_kernel,
         programs,
         lambda: layer_cost(x, weights, _BANDS, programs, (tiles / max(programs, 1),)),
         num_warps=4,
         num_stages=1,
-        **layer_arguments(x, weights, described(y, _ROWS, WIDTH, has_descriptors(y))),
-        rows=rows,
+        **layer_arguments(rows_in, rows_out, weights),
         tiles=tiles,
         M=_ROWS,
     )
     return y
 
 
-def layer_arguments(x: Tensor, weights: AxisLayerWeights, y: Tensor | TensorDescriptor) -> dict[str, Any]:
-    """What the kernels along both axes take; y as the kernel writes it."""
+def layer_arguments(
+    x: Tensor | TensorDescriptor, y: Tensor | TensorDescriptor, weights: AxisLayerWeights
+) -> dict[str, Any]:
+    """What the kernels along both axes take."""
     named = {f"p_{name}": getattr(weights, name).contiguous() for name in _TAKEN}
     constants = {"C": WIDTH, "H": HEADS, "HIDDEN": HIDDEN, "EPS": EPS, "LEVEL": LEVEL, "SCALE": scale(WIDTH // HEADS)}
-    return {"p_x": x, **named, "p_y": y, **constants, "PRECISION": dot_precision(x)}
+    return {"p_x": x, **named, "p_y": y, **constants, "PRECISION": dot_precision(weights.qkv_weight)}
 
 
 def layer_cost(x: Tensor, weights: AxisLayerWeights, length: int, programs: int, loops: tuple[float, ...]) -> Cost:

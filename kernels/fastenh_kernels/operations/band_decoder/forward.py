@@ -8,11 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import convolve_bands, matrix_of, shifted, silu_of_twice, three_taps
+from fastenh_kernels.shared.bands import convolve_bands, exchanged, matrix_of, silu_of_twice, three_taps
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
-from fastenh_kernels.shared.rows import described, has_descriptors
+from fastenh_kernels.shared.rows import described, has_descriptors, load_rows
 
 
 @triton.jit
@@ -30,8 +30,8 @@ def mixed(b_x, b_skip, mix, PRECISION: tl.constexpr):
 
 @triton.jit(do_not_specialize=["frames", "programs"])
 def band_decoder_kernel(
-    p_y,  # (frames, N, W), contiguous
-    p_skip0,  # (frames, M, C)
+    p_y,  # (frames, N, W), contiguous, or its descriptor
+    p_skip0,  # (frames, M, C), likewise
     p_skip1,
     p_skip2,
     p_leave,  # (C, W)
@@ -58,21 +58,23 @@ def band_decoder_kernel(
     PRECISION: tl.constexpr,
 ):
     o_c, o_w, o_n, o_m = tl.arange(0, C), tl.arange(0, W), tl.arange(0, N), tl.arange(0, M)
-    dtype = p_y.dtype.element_ty
+    dtype = p_leave.dtype.element_ty
     taps0, taps1 = three_taps(p_weight0, p_bias0, C), three_taps(p_weight1, p_bias1, C)
     mix0, mix1, mix2 = mixing(p_mix0, p_mix_bias0, C), mixing(p_mix1, p_mix_bias1, C), mixing(p_mix2, p_mix_bias2, C)
     b_bands = tl.load(p_bands + o_m[:, None] * N + o_n[None, :])
     b_leave, b_leave_bias = matrix_of(p_leave, C, W, W), row_of(p_leave_bias, o_c)
     o_x = o_m[:, None] * C + o_c[None, :]
-    o_y = o_n[:, None] * W + o_w[None, :]
     for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs):
-        b_z = tl.dot(tl.load(p_y + t * (N * W) + o_y), b_leave, input_precision=PRECISION) + b_leave_bias
+        b_y = load_rows(p_y, o_n, o_w, t, 0, frames * N, W, DESCRIBED)
+        b_z = tl.dot(b_y, b_leave, input_precision=PRECISION) + b_leave_bias
         b_x = tl.dot(b_bands, b_z.to(dtype), input_precision=PRECISION).to(dtype)  # [M, C]
-        b_x = mixed(b_x, tl.load(p_skip0 + t * (M * C) + o_x), mix0, PRECISION).to(dtype)
-        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps0, PRECISION)
-        b_x = mixed(b_x, tl.load(p_skip1 + t * (M * C) + o_x), mix1, PRECISION).to(dtype)
-        b_x = convolve_bands(b_x, shifted(b_x, -1, M, C), shifted(b_x, 1, M, C), taps1, PRECISION)
-        b_x = mixed(b_x, tl.load(p_skip2 + t * (M * C) + o_x), mix2, PRECISION)
+        b_x = mixed(b_x, load_rows(p_skip0, o_m, o_c, t, 0, frames * M, C, DESCRIBED), mix0, PRECISION).to(dtype)
+        b_lower, b_upper = exchanged(b_x, M, C)
+        b_x = convolve_bands(b_x, b_lower, b_upper, taps0, PRECISION)
+        b_x = mixed(b_x, load_rows(p_skip1, o_m, o_c, t, 0, frames * M, C, DESCRIBED), mix1, PRECISION).to(dtype)
+        b_lower, b_upper = exchanged(b_x, M, C)
+        b_x = convolve_bands(b_x, b_lower, b_upper, taps1, PRECISION)
+        b_x = mixed(b_x, load_rows(p_skip2, o_m, o_c, t, 0, frames * M, C, DESCRIBED), mix2, PRECISION)
         if DESCRIBED:
             p_out.store([tl.cast(t * M, tl.int32), 0], b_x.to(dtype))
         else:
@@ -106,9 +108,9 @@ def launch_band_decoder(
         programs,
         cost,
         num_warps=4,
-        num_stages=1,
-        p_y=y.contiguous(),
-        **{f"p_skip{i}": tensor.contiguous() for i, tensor in enumerate(skips)},
+        num_stages=2 if descriptors else 1,
+        p_y=described(y.contiguous(), count, width, descriptors),
+        **{f"p_skip{i}": described(t.contiguous(), wide, channels, descriptors) for i, t in enumerate(skips)},
         **{f"p_{name}": t.contiguous() for name, t in zip(("leave", "leave_bias", "bands"), bands, strict=True)},
         **{f"p_mix{i}": tensor.contiguous() for i, tensor in enumerate(mixes[::2])},
         **{f"p_mix_bias{i}": tensor.contiguous() for i, tensor in enumerate(mixes[1::2])},

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_layer import narrow
 from fastenh_kernels.operations.axis_layer.forward import launch_axis_layer
 from fastenh_kernels.operations.axis_layer.narrow import (
+    HEADS,
     attention_weights,
     feed_forward,
     feed_forward_weights,
@@ -34,7 +35,11 @@ from fastenh_kernels.shared.launch import Cost, launch, processors, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _ROWS, _BLOCKS = 128, 2  # of a block of frames; of a window
+# float32 and bfloat16 reach to 2^127. At 2^-100 a row's weights are right to 2^-26 of the largest, and at 2^100 they
+# leave room for values of 2^27.
+_MOST = {torch.bfloat16: 2.0**100}
 _TURN = 16  # frames of a window that a row of threads takes through the taps
 
 
@@ -81,21 +86,62 @@ def stacked(frames, first: tl.constexpr):
 
 
 @triton.jit
-def attend(b_q, keys, values, h, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
-    """[M, D] float32: attention of [M, D] to all blocks of keys of a head."""
-    b_s = tl.dot(b_q, tl.trans(keys[0][h]), input_precision=PRECISION)  # [M, M]
-    b_max = tl.max(b_s, 1)
-    b_p = tl.exp2(b_s - b_max[:, None])
-    b_sum = tl.sum(b_p, 1)
-    b_o = tl.dot(b_p.to(b_q.dtype), values[0][h], input_precision=PRECISION)
+def largest_scores(b_q, keys, h, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+    """[M] float32: of rows [M, D] with all blocks of keys of a head."""
+    b_most = tl.max(tl.dot(b_q, tl.trans(keys[0][h]), input_precision=PRECISION), 1)
     for i in tl.static_range(1, BLOCKS):
-        b_s = tl.dot(b_q, tl.trans(keys[i][h]), input_precision=PRECISION)
-        b_new = tl.maximum(b_max, tl.max(b_s, 1))
-        b_p = tl.exp2(b_s - b_new[:, None])
-        b_shrink = tl.exp2(b_max - b_new)
-        b_sum = b_sum * b_shrink + tl.sum(b_p, 1)
-        b_o = tl.dot(b_p.to(b_q.dtype), values[i][h], b_o * b_shrink[:, None], input_precision=PRECISION)
-        b_max = b_new
+        b_most = tl.maximum(b_most, tl.max(tl.dot(b_q, tl.trans(keys[i][h]), input_precision=PRECISION), 1))
+    return b_most
+
+
+@triton.jit
+def weighted(b_q, keys, values, h, b_less, LESS: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+    """([M, D], [M]) float32: the values of a head times their weights, and the sums of the weights: powers of the
+    scores, with LESS of the scores less ``b_less``."""
+    b_o, b_sum = tl.zeros(b_q.shape, tl.float32), tl.zeros([b_q.shape[0]], tl.float32)
+    for i in tl.static_range(BLOCKS):
+        b_s = tl.dot(b_q, tl.trans(keys[i][h]), input_precision=PRECISION)  # [M, M]
+        b_p = tl.exp2(b_s - b_less[:, None] if LESS else b_s)
+        b_sum += tl.sum(b_p, 1)
+        b_o = tl.dot(b_p.to(b_q.dtype), values[i][h], b_o, input_precision=PRECISION)
+    return b_o, b_sum
+
+
+@triton.jit
+def out_of_range(b_sum, MOST: tl.constexpr):
+    """Whether any sum of weights is larger than MOST or smaller than its inverse; NaN is neither."""
+    return tl.max(tl.maximum(b_sum, 1.0 / b_sum), 0) > MOST
+
+
+@triton.jit
+def as_if_new(x):
+    """x unchanged, a tile of 16 bit or a number of 32, but the compiler does not know that it is: it neither takes what
+    is made of it out of a loop, nor keeps in registers what it has made of x before."""
+    if INTERPRETED:
+        y = x
+    elif x.dtype == tl.int32:
+        y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], tl.int32, is_pure=False, pack=1)
+    else:
+        y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], x.dtype, is_pure=False, pack=2)
+    return y
+
+
+@triton.jit
+def attend(b_q, keys, values, h, MOST: tl.constexpr, BLOCKS: tl.constexpr, PRECISION: tl.constexpr):
+    """[M, D] float32: attention of [M, D] to all blocks of keys of a head.
+
+    Whatever is taken off all scores of a row, the result is the same as long as weights and sums stay in the range of
+    numbers. Where that is large, it is nothing at first, and the largest score if a sum then is beyond MOST.
+    """
+    if MOST > 0:
+        b_o, b_sum = weighted(b_q, keys, values, h, 0.0, False, BLOCKS, PRECISION)
+        while out_of_range(b_sum, MOST):
+            b_q = as_if_new(b_q)
+            b_most = largest_scores(b_q, keys, h, BLOCKS, PRECISION)
+            b_o, b_sum = weighted(b_q, keys, values, h, b_most, True, BLOCKS, PRECISION)
+    else:
+        b_most = largest_scores(b_q, keys, h, BLOCKS, PRECISION)
+        b_o, b_sum = weighted(b_q, keys, values, h, b_most, True, BLOCKS, PRECISION)
     return b_o * (1.0 / b_sum)[:, None]
 
 
@@ -121,6 +167,7 @@ def narrow_time_kernel(
     EPS: tl.constexpr,
     LEVEL: tl.constexpr,  # that folded norms add
     SCALE: tl.constexpr,  # 1 / sqrt(D), times log2(e): the exponentials are powers of 2
+    MOST: tl.constexpr,  # that sums of powers of the scores may be, and its inverse the least; 0: not without a maximum
     M: tl.constexpr,
     BLOCKS: tl.constexpr,
     TAPS: tl.constexpr,
@@ -142,7 +189,9 @@ def narrow_time_kernel(
         )  # fmt: skip
         keys, values = (), ()
         for j in tl.static_range(BLOCKS):
-            b_frames = laid_as_result(stacked(frames, 8 * j), M, C, PRECISION)  # in any order: a softmax has none
+            b_frames = laid_as_result(
+                stacked(frames, 8 * j), b_out_bias, M, PRECISION
+            )  # in any order: a softmax has none
             b_standard = standard(b_frames, LEVEL, C, EPS, dtype)
             b_k, b_v = keys_and_values(b_standard, b_wkv, M, C // H, PRECISION)
             keys += (b_k,)
@@ -150,14 +199,15 @@ def narrow_time_kernel(
         tl.debug_barrier()  # what other threads of this program have written is read from here on
         for j in tl.range(0, BLOCKS, disable_licm=True):
             o_block = o_sequence + j * (M * FRAME)
-            b_x = laid_as_result(tl.load(p_y + o_block + o_x), M, C, PRECISION)
+            b_x = laid_as_result(tl.load(p_y + o_block + o_x), b_out_bias, M, PRECISION)
             b_n = standard(b_x, LEVEL, C, EPS, dtype)
             b_x = plus_bias(b_x, b_out_bias, M, PRECISION)
             for h in tl.static_range(H):
                 b_q = queries(b_n, heads[h], PRECISION)
-                b_o = attend(b_q, keys, values, h, BLOCKS, PRECISION)
+                b_o = attend(b_q, keys, values, h, MOST, BLOCKS, PRECISION)
                 b_x = tl.dot(b_o.to(dtype), tl.trans(heads[h][1]), b_x, input_precision=PRECISION)
             b_y = feed_forward(b_x, maps, LEVEL, M, C, EPS, PRECISION)
+            o_block = o_sequence + as_if_new(j) * (M * FRAME)  # or its addresses would stay in registers all the time
             tl.store(p_y + o_block + o_x, b_y.to(dtype))
 
 
@@ -173,7 +223,8 @@ def launch_narrow_time(x: Tensor, taps: Sequence[Tensor], weights: AxisLayerWeig
     names = "p_taps_norm_weight", "p_taps_norm_bias", "p_taps", "p_taps_bias"
 
     def cost() -> Cost:
-        loops = (sequences / max(programs, 1), _BLOCKS)
+        beyond = (0,) * HEADS if x.dtype in _MOST else ()  # loops for sums that are out of range
+        loops = (sequences / max(programs, 1), _BLOCKS, *beyond)
         once = narrow.layer_cost(x, weights, x.shape[1], programs, loops)
         # rows go through once, and some of them again, to become those behind the taps, which are written and read
         again = (taps[2].shape[1] - 1) / _TURN
@@ -185,10 +236,11 @@ def launch_narrow_time(x: Tensor, taps: Sequence[Tensor], weights: AxisLayerWeig
         cost,
         num_warps=8,
         num_stages=1,
-        **narrow.layer_arguments(x, weights, y),
+        **narrow.layer_arguments(x, y, weights),
         **{name: tensor.contiguous() for name, tensor in zip(names, taps, strict=True)},
         sequences=sequences,
         BANDS=x.shape[2],
+        MOST=_MOST.get(x.dtype, 0.0),
         M=_ROWS,
         BLOCKS=_BLOCKS,
         TAPS=taps[2].shape[1],
