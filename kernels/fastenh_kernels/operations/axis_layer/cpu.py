@@ -50,12 +50,12 @@ def _in_tiles(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> Te
                 clip, result = clip.transpose(0, 1), result.transpose(0, 1)
             count = max(1, _BYTES // (clip.shape[1] * widest * x.itemsize))
             for tile, rows in zip(clip.split(count), result.split(count), strict=True):
-                rows.copy_(_layer(tile.contiguous(), w, heads))
+                rows.copy_(_layer(tile.contiguous().unsqueeze(0), w, heads)[0])
     return out
 
 
 def _layer(x: Tensor, w: AxisLayerWeights, heads: int) -> Tensor:
-    """(sequences, length, C) -> the same."""
+    """(1, sequences, length, C) -> the same."""
     channels = (x.shape[-1],)
     qkv = linear(F.layer_norm(x, channels, w.norm1_weight, w.norm1_bias), w.qkv_weight, w.qkv_bias)
     x = linear(_attention(qkv, heads), w.out_weight, w.out_bias, x)
@@ -64,22 +64,22 @@ def _layer(x: Tensor, w: AxisLayerWeights, heads: int) -> Tensor:
 
 
 def _attention(qkv: Tensor, heads: int) -> Tensor:
-    """(sequences, length, 3C) -> (sequences, length, C)."""
-    sequences, length, packed = qkv.shape
+    """(1, sequences, length, 3C) -> (1, sequences, length, C)."""
+    _, sequences, length, packed = qkv.shape
     width = packed // (3 * heads)
     parts = qkv.view(sequences, length, 3, heads, width).permute(2, 0, 3, 1, 4)
     if qkv.dtype != torch.bfloat16:
         out = F.scaled_dot_product_attention(*parts)
     else:  # the fused attention takes its products in float32 there: written out it is 1.5 times as fast
         out = _explicit_attention(*parts.reshape(3, sequences * heads, length, width)).view(parts.shape[1:])
-    return out.transpose(1, 2).reshape(sequences, length, heads * width)
+    return out.transpose(1, 2).reshape(1, sequences, length, heads * width)
 
 
 def _explicit_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(sequences, length, width) each -> the same. What a softmax is divided by waits until values are summed up."""
     length, width = q.shape[1:]
     out = torch.empty_like(q)
-    count = max(1, _SCORES // length**2)
+    count = 1 << max(0, (_SCORES // length**2).bit_length() - 1)  # a power of 2: few different shapes
     scores, unused = q.new_empty(min(count, len(q)), length, length), q.new_empty(())
     for first in range(0, len(q), count):
         part = slice(first, first + count)
