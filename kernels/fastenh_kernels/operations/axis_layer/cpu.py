@@ -1,8 +1,8 @@
 """``axis_layer`` on a processor; where no gradient is needed, in tiles that stay in the caches.
 
-Between one linear map and the next a layer of the dual path passes on some 25 MB if it runs over a whole window, and
-the processor waits for memory. Its sequences do not meet: a few at a time go through the whole layer. A tile never
-spans two clips, so a clip gives the same numbers in any batch.
+Between one linear map and the next a layer of ``dpt`` passes on some 25 MB if it runs over a whole window, and the
+processor waits for memory. Its sequences do not meet: a few at a time go through the whole layer. A tile never spans
+two clips, so a clip gives the same numbers in any batch.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def _in_tiles(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> Te
 def _layer(x: Tensor, w: AxisLayerWeights, heads: int) -> Tensor:
     """(1, sequences, length, C) -> the same."""
     channels = (x.shape[-1],)
-    qkv = linear(F.layer_norm(x, channels, w.norm1_weight, w.norm1_bias), w.qkv_weight, w.qkv_bias)
-    x = linear(_attention(qkv, heads), w.out_weight, w.out_bias, x)
+    normed = F.layer_norm(x, channels, w.norm1_weight, w.norm1_bias)
+    x = linear(_attention(linear(normed, w.qkv_weight, w.qkv_bias), heads), w.out_weight, w.out_bias, x)
     hidden = linear(F.layer_norm(x, channels, w.norm2_weight, w.norm2_bias), w.up_weight, w.up_bias, activation="relu")
     return linear(hidden, w.down_weight, w.down_bias, x)
 
@@ -71,7 +71,9 @@ def _attention(qkv: Tensor, heads: int) -> Tensor:
     if qkv.dtype != torch.bfloat16:
         out = F.scaled_dot_product_attention(*parts)
     else:  # the fused attention takes its products in float32 there: written out it is 1.5 times as fast
-        out = _explicit_attention(*parts.reshape(3, sequences * heads, length, width)).view(parts.shape[1:])
+        copied = parts.reshape(3, sequences * heads, length, width)
+        del qkv, parts  # as large as the scores that come
+        out = _explicit_attention(*copied).view(sequences, heads, length, width)
     return out.transpose(1, 2).reshape(1, sequences, length, heads * width)
 
 

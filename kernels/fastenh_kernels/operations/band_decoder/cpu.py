@@ -24,8 +24,8 @@ def band_decoder(
     with torch.autocast("cpu", enabled=False):
         x = torch.matmul(from_bands, linear(y.to(dtype), leave, leave_bias))
         for number, skip in enumerate(skips):
-            both = torch.cat([x, skip.to(dtype)], -1)
-            x = linear(both, *mixes[2 * number : 2 * number + 2], activation="swish")
+            weight, bias = mixes[2 * number : 2 * number + 2]
+            x = linear(torch.cat([x, skip.to(dtype)], -1), weight, bias, activation="swish")
             if number < len(skips) - 1:
                 x = convolve_bands(x, *convolutions[2 * number : 2 * number + 2])
     return x
