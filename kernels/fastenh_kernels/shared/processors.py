@@ -27,31 +27,41 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = No
     if not fuses(x.dtype):
         y = F.linear(x, weight, bias)
         return _activated(y if residual is None else y.add_(residual), activation)
-    return _convolved(x, weight[:, :, None, None], bias, 0, activation, residual)
+    return _convolved(x, weight[:, :, None, None], bias, activation, residual=residual)
 
 
-def convolve_bands(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Over the bands of each frame, then SiLU: (B, T, F, C), (C', C, taps), (C',) -> (B, T, F, C'). Otherwise as
-    ``linear``."""
-    weight, around = weight.unsqueeze(2), weight.shape[2] // 2
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, around: int, stride: int = 1) -> Tensor:
+    """Convolution over frames and bands, then SiLU: (B, T, F, C), (C', C, T taps, F taps), (C',) -> (B, T', F', C').
+    Bands are padded by ``around`` zeros, and ``stride`` apart. Otherwise as ``linear``."""
     if fuses(x.dtype):
-        return _convolved(x, weight, bias, around, "swish")
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=(0, around))
+        return _convolved(x, weight, bias, "swish", around, stride)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, stride=(1, stride), padding=(0, around))
     return F.silu(y, inplace=True).permute(0, 2, 3, 1)
 
 
+def convolve_bands(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same over the bands of each frame alone, with weights (C', C, taps): (B, T, F, C) -> (B, T, F, C')."""
+    return convolve(x, weight.unsqueeze(2), bias, weight.shape[2] // 2)
+
+
 def _convolved(
-    x: Tensor, weight: Tensor, bias: Tensor, around: int, activation: str, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    activation: str,
+    around: int = 0,
+    stride: int = 1,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """A linear map is a convolution here, too: oneDNN keeps code for each shape it has met, and for a convolution
     that is 75 KB instead of 570."""
-    given, shape = (x.permute(0, 3, 1, 2), weight, bias), ([0, around], [1, 1], [1, 1], 1)
+    shape = [0, around], [1, stride], [1, 1], 1
+    image = x.permute(0, 3, 1, 2)
     if residual is None:
-        y = torch.ops.mkldnn._convolution_pointwise(*given, *shape, activation, [], "")
+        y = torch.ops.mkldnn._convolution_pointwise(image, weight, bias, *shape, activation, [], "")
     else:
-        x, *maps = given
         binary = torch.ops.mkldnn._convolution_pointwise.binary
-        y = binary(x, residual.permute(0, 3, 1, 2), *maps, *shape, "add", 1.0, None, [], None)
+        y = binary(image, residual.permute(0, 3, 1, 2), weight, bias, *shape, "add", 1.0, None, [], None)
     return y.permute(0, 2, 3, 1)
 
 
@@ -71,8 +81,8 @@ def fuses(dtype: torch.dtype) -> bool:
         x = torch.ones(1, 1, 2, 1, dtype=dtype)
         kernel, bias = x.new_ones(1, 1, 1, 1), x.new_ones(1)
         with torch.inference_mode():
-            y = _convolved(x, kernel, bias, 0, "none", x)
-            z = _convolved(x, kernel, bias, 0, "swish")
+            y = _convolved(x, kernel, bias, "none", residual=x)
+            z = _convolved(x, kernel, bias, "swish")
         return torch.equal(y, 3 * x) and torch.allclose(z, F.silu(2 * x))
     except (RuntimeError, AttributeError):
         return False

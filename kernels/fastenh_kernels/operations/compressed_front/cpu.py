@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastenh_kernels.operations.compressed_front import reference
 from fastenh_kernels.shared.compression import EPS, squares
-from fastenh_kernels.shared.processors import needs_gradient
+from fastenh_kernels.shared.processors import computing_dtype, convolve, needs_gradient
 
 
 def compressed_front(spectrum: Tensor, weight: Tensor, bias: Tensor, power: float, ahead: int) -> Tensor:
@@ -22,5 +21,6 @@ def compressed_front(spectrum: Tensor, weight: Tensor, bias: Tensor, power: floa
     inside = x[:, 2 - ahead : 2 - ahead + t]
     inside[..., :2] = torch.view_as_real(frames * squared.rsqrt_().mul_(magnitude))
     inside[..., 2] = magnitude
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight.transpose(2, 3), bias.to(weight.dtype), stride=(1, 4), padding=(0, 2))
-    return F.silu(y, inplace=True).permute(0, 2, 3, 1)
+    dtype = computing_dtype(x)
+    with torch.autocast("cpu", enabled=False):
+        return convolve(x.to(dtype), weight.transpose(2, 3).to(dtype), bias.to(dtype), around=2, stride=4)
