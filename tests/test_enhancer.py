@@ -1,5 +1,6 @@
 """The Python interface: shapes, spans around a model, level, odd input."""
 
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from conftest import noise, voice
 from torch import nn
 
 from fastenh import Enhancer
+from fastenh.allocator import expect_large_blocks
 from fastenh.devices import pick_device
 from fastenh.enhance.enhancer import EnhancementError
 
@@ -250,3 +252,15 @@ def test_memory_layout_does_not_matter(tiny_model):
         plain = enhancer(np.ascontiguousarray(frames_first.T), rate)
         np.testing.assert_array_equal(enhancer(frames_first.T, rate), plain)
         np.testing.assert_array_equal(enhancer(np.repeat(frames_first.T, 2, axis=1)[:, ::2], rate), plain)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's allocator that is told")
+def test_what_windows_free_stays_with_the_process():
+    """Where glibc handed it back, each of these would fault 732 pages in."""
+    resource = pytest.importorskip("resource")
+    expect_large_blocks()
+    torch.ones(750_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        torch.ones(750_000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 50 * 732

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastenh.allocator import expect_large_blocks
 from fastenh.audio.files import MAX_CHANNELS
 from fastenh.audio.levels import from_float, to_float
 from fastenh.devices import DeviceError, pick_device, pick_dtype
@@ -84,6 +85,8 @@ class Enhancer:
             self._compute = model.folded(self.dtype)
         # one window at a time stays in the caches of a CPU: 1.3 times as fast there as four
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 16)
+        if self.device.type == "cpu":
+            expect_large_blocks()
         if not 0 < span_seconds <= _LONGEST or not 0 <= context_seconds <= _LONGEST:
             raise SpanError(f"a span is up to {_LONGEST} s long, not {span_seconds}, and so is its context")
         span, context = round(span_seconds * SAMPLE_RATE), round(context_seconds * SAMPLE_RATE)

@@ -23,6 +23,7 @@ import fastenh_kernels
 from fastenh_kernels import AxisLayerWeights, backend
 from fastenh_kernels.operation import OPERATIONS
 from fastenh_kernels.operations.axis_layer import cpu
+from fastenh_kernels.shared import processors
 
 pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
 AXES = pytest.mark.parametrize("axis", ["frequency", "time"])
@@ -92,7 +93,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 def test_on_a_processor(monkeypatch, dtype, fused, axis, clips, frames, bands):
     torch.manual_seed(0)
     if not fused:
-        monkeypatch.setattr(cpu, "_fuses", lambda dtype: False)
+        monkeypatch.setattr(processors, "fuses", lambda dtype: False)
     weights = layer_weights(16, 32)
     weights[2] *= 10  # scores far enough apart for attention to choose
     weights = [tensor.to(dtype) for tensor in weights]
@@ -105,6 +106,21 @@ def test_on_a_processor(monkeypatch, dtype, fused, axis, clips, frames, bands):
     assert torch.equal(x, before)
     if clips:
         assert relative(given, plain(axis)(x.double(), *(w.double() for w in weights))) < TOLERANCE[dtype]
+
+
+@AXES
+def test_scores_of_any_size_on_a_processor(axis):
+    """Exponentials in bfloat16 that would be infinite, or all of them zero, and those of another tile that are not."""
+    torch.manual_seed(0)
+    weights = layer_weights(16, 32)
+    weights[3][:] = 0
+    for own, other in ((40, 40), (40, -40), (0, 0)):
+        weights[3][0], weights[3][16] = own, other
+        rounded = [tensor.bfloat16() for tensor in weights]
+        x = torch.randn(1, 40, 7, 16).bfloat16()
+        with torch.inference_mode():
+            given = cpu.axis_layer(x, AxisLayerWeights(*rounded), 2, axis, 0.0, 0)
+        assert relative(given, plain(axis)(x.double(), *(w.double() for w in rounded))) < TOLERANCE[torch.bfloat16]
 
 
 @AXES

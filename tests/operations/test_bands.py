@@ -7,6 +7,7 @@ from torch import nn
 
 import fastenh_kernels
 from fastenh_kernels.operation import OPERATIONS, tensors_of
+from fastenh_kernels.shared import processors
 from fastenh_kernels.shared.compression import compress, expand, multiply
 
 pytestmark = pytest.mark.usefixtures("outputs_begin_as_nan")
@@ -96,6 +97,40 @@ def test_no_clips(interpreted, name):
     assert [r.shape for r in tensors_of((kernel_of(name)(*given),))] == [
         r.shape for r in tensors_of((reference_of(name)(*given),))
     ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("frames", "ahead"), [(1, 1), (2, 0), (9, 2), (9, 1)])
+def test_on_a_processor(monkeypatch, dtype, fused, name, frames, ahead):
+    if not fused:
+        monkeypatch.setattr(processors, "fuses", lambda dtype: False)
+    given = arguments(name, frames, ahead=ahead)
+    before = [tensor.clone() for tensor in tensors_of(given)]
+    ours, values = flat(OPERATIONS[name].cpu, given)
+    with torch.inference_mode():
+        check(ours, flat(reference_of(name), given)[0], values, ("cpu", dtype))
+    assert all(map(torch.equal, before, tensors_of(given)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_processor_takes_matrices_in_float32_under_an_autocast_and_no_clips(name):
+    for clips in (0, 2):
+        given = arguments(name, 3, clips=clips)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            ours, plain = (tensors_of((function(*given),)) for function in (OPERATIONS[name].cpu, reference_of(name)))
+        for one, other in zip(ours, plain, strict=True):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other, rtol=5e-2, atol=5e-2, check_dtype=False, check_stride=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradient_on_a_processor_is_that_of_the_reference(name):
+    given = arguments(name, 2)
+    ours, values = flat(OPERATIONS[name].cpu, given)
+    wanted = [place for place, value in enumerate(values) if isinstance(value, torch.Tensor) and not value.is_complex()]
+    check_gradients(ours, flat(reference_of(name), given)[0], values, ("cpu", torch.float32), wanted)
 
 
 def test_encoder_and_decoder_are_convolutions_and_linear_maps():

@@ -46,6 +46,14 @@ def test_kernel_and_gradient(target, frames, bands, channels, taps, ahead):
     check_gradients(kernel_of("norm_taps"), reference_of("norm_taps"), given, target)
 
 
+@pytest.mark.parametrize(("taps", "ahead"), [(7, 3), (7, 0), (4, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_processor(dtype, taps, ahead):
+    given, cpu = arguments(9, taps=taps, ahead=ahead), OPERATIONS["norm_taps"].cpu
+    check(cpu, reference_of("norm_taps"), given, ("cpu", dtype))
+    check_gradients(cpu, reference_of("norm_taps"), given, ("cpu", dtype))
+
+
 def test_no_clips(interpreted):
     given = arguments(3, clips=0)
     assert kernel_of("norm_taps")(*given).shape == (0, 3, 5, 16)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
 from fastenh_kernels.operation import Example, Operation, wide_values
-from fastenh_kernels.operations.band_decoder import reference
+from fastenh_kernels.operations.band_decoder import cpu, reference
 
 
 def band_decoder(
@@ -47,4 +47,11 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     yield Example("", (y, skips, bands, tuple(mixes), tuple(convolutions)), "inference")
 
 
-OPERATION = Operation("band_decoder", reference.band_decoder, serves=_serves, examples=_examples, differentiable=False)
+OPERATION = Operation(
+    "band_decoder",
+    reference.band_decoder,
+    cpu=cpu.band_decoder,
+    serves=_serves,
+    examples=_examples,
+    differentiable=False,
+)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
 from fastenh_kernels.operation import Example, Operation, wide_values
-from fastenh_kernels.operations.band_encoder import reference
+from fastenh_kernels.operations.band_encoder import cpu, reference
 
 
 def band_encoder(x: Tensor, convolutions: Sequence[Tensor], bands: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -39,4 +39,11 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     yield Example("", arguments, "inference")
 
 
-OPERATION = Operation("band_encoder", reference.band_encoder, serves=_serves, examples=_examples, differentiable=False)
+OPERATION = Operation(
+    "band_encoder",
+    reference.band_encoder,
+    cpu=cpu.band_encoder,
+    serves=_serves,
+    examples=_examples,
+    differentiable=False,
+)

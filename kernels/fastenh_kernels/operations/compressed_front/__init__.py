@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
 from fastenh_kernels.operation import Example, Operation, wide_values
-from fastenh_kernels.operations.compressed_front import reference
+from fastenh_kernels.operations.compressed_front import cpu, reference
 
 
 def compressed_front(spectrum: Tensor, weight: Tensor, bias: Tensor, power: float, ahead: int) -> Tensor:
@@ -36,5 +36,10 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
 
 
 OPERATION = Operation(
-    "compressed_front", reference.compressed_front, serves=_serves, examples=_examples, differentiable=False
+    "compressed_front",
+    reference.compressed_front,
+    cpu=cpu.compressed_front,
+    serves=_serves,
+    examples=_examples,
+    differentiable=False,
 )

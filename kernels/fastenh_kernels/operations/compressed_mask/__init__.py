@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
 from fastenh_kernels.operation import Example, Operation, wide_values
-from fastenh_kernels.operations.compressed_mask import reference
+from fastenh_kernels.operations.compressed_mask import cpu, reference
 
 
 def compressed_mask(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, power: float, ahead: int) -> Tensor:
@@ -38,4 +38,6 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     yield Example("", arguments)
 
 
-OPERATION = Operation("compressed_mask", reference.compressed_mask, serves=_serves, examples=_examples)
+OPERATION = Operation(
+    "compressed_mask", reference.compressed_mask, cpu=cpu.compressed_mask, serves=_serves, examples=_examples
+)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastenh_kernels.examples import DPT_COMPLEX, Inputs
 from fastenh_kernels.operation import Example, Operation
-from fastenh_kernels.operations.norm_taps import reference
+from fastenh_kernels.operations.norm_taps import cpu, reference
 
 _TAPS, _AHEAD = 7, 3  # of the model that is shipped
 _MOST_TAPS = 8
@@ -42,4 +42,4 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     yield Example("", (x, norm_weight, inputs.vector(c), weight, inputs.vector(c), _AHEAD))
 
 
-OPERATION = Operation("norm_taps", reference.norm_taps, serves=_serves, examples=_examples)
+OPERATION = Operation("norm_taps", reference.norm_taps, cpu=cpu.norm_taps, serves=_serves, examples=_examples)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor
@@ -11,8 +10,7 @@ from fastenh_kernels.examples import HISTORY, Inputs
 from fastenh_kernels.operation import Example, Operation
 from fastenh_kernels.operations import axis_layer, norm_taps
 from fastenh_kernels.operations.axis_layer import AxisLayerWeights
-from fastenh_kernels.operations.axis_layer.cpu import axis_layer as axis_layer_cpu
-from fastenh_kernels.operations.time_layer import reference
+from fastenh_kernels.operations.time_layer import cpu, reference
 
 
 def time_layer(
@@ -57,7 +55,7 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
 OPERATION = Operation(
     "time_layer",
     reference.time_layer,
-    cpu=functools.partial(reference.time_layer, layer=axis_layer_cpu),
+    cpu=cpu.time_layer,
     serves=_serves,
     examples=_examples,
     differentiable=False,

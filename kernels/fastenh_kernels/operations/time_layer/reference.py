@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer import reference
@@ -19,9 +17,7 @@ def time_layer(
     ahead: int,
     history: int = 0,
     folded: bool = False,
-    layer: Callable[..., Tensor] = reference.axis_layer,
 ) -> Tensor:
-    """``layer``: another form of the reference's."""
     norm_weight, norm_bias, weight, bias = taps
     near = norm_taps(x, norm_weight, norm_bias, weight, bias, ahead)
-    return layer(near, weights, heads, "time", 0.0, history, folded)
+    return reference.axis_layer(near, weights, heads, "time", 0.0, history, folded)
