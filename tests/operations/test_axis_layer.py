@@ -253,6 +253,27 @@ def test_gradient(target, axis, b, t, f):
     check_gradients(kernel(axis), plain(axis), arguments, target)
 
 
+@AXES
+@pytest.mark.parametrize(("t", "f"), [(9, 32), (3, 40)])
+def test_gradient_of_a_narrow_layer(target, monkeypatch, axis, t, f):
+    """In 16 bit a program sums the gradients of all matrices over its tiles, the last of which may end early."""
+    torch.manual_seed(0)
+    given = kernel(axis)
+    from fastenh_kernels.operations.axis_layer import backward, narrow_feed_forward_gradient, narrow_norm_linear_gradient
+
+    launched = []
+    for module in (narrow_feed_forward_gradient, narrow_norm_linear_gradient):
+        monkeypatch.setattr(module, "processors", lambda device: 1)
+    for name in ("launch_narrow_feed_forward_gradient", "launch_feed_forward_gradient"):
+        monkeypatch.setattr(backward, name, recorded(getattr(backward, name), launched))
+    weights = layer_weights(64, 128)
+    for number, factor in ((0, 3.0), (1, 2.0), (3, 3.0), (6, 3.0), (7, 2.0)):  # what is folded into matrices
+        weights[number] = weights[number] * factor
+    arguments = clear_of_zero(plain(axis), (2 + randn(1, t, f, 64), *weights), target[1])
+    check_gradients(given, plain(axis), arguments, target)
+    assert launched[0].startswith("launch_narrow") == (target[1] != torch.float32)
+
+
 # lengths and bands that take other kernels where nothing is hidden: all of a layer, or the norm with attention, at once
 @pytest.mark.parametrize(("axis", "t", "f", "history"), [
     ("time", 61, 1, 1), ("time", 61, 1, 3), ("time", 33, 2, 40), ("time", 125, 1, 128), ("frequency", 1, 32, 5),

@@ -26,6 +26,9 @@ from fastenh_kernels.operations.axis_attention.backward import empty_statistics,
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import launch_feed_forward_gradient
 from fastenh_kernels.operations.axis_layer.feed_forward_weights import launch_feed_forward_weights
 from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward
+from fastenh_kernels.operations.axis_layer.narrow import is_narrow
+from fastenh_kernels.operations.axis_layer.narrow_feed_forward_gradient import launch_narrow_feed_forward_gradient
+from fastenh_kernels.operations.axis_layer.narrow_norm_linear_gradient import launch_narrow_norm_linear_gradient
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import LARGE, Cost, dot_precision, launch, processors, shared_memory, size
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
@@ -152,6 +155,11 @@ def launch_axis_layer_backward(
     w = AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     x, grad_y = x.contiguous(), grad_y.contiguous()
     statistics = empty_statistics(qkv, heads, axis, dropout, history)
+    if not dropout and is_narrow(x, w, heads):
+        second = launch_narrow_feed_forward_gradient(grad_y, mid, attended, lse, statistics, w, heads, axis)
+        grad_qkv = launch_attention_gradient(second.attended, qkv, statistics, heads, axis, 0.0, None, history)
+        grad_x, first = launch_narrow_norm_linear_gradient(grad_qkv, x, second.mid, w)
+        return [grad_x, *AxisLayerWeights(**first, **second.weights)]
     grad = launch_feed_forward_gradient(grad_y, mid, opened, attended, lse, statistics, w, heads, axis, dropout, seed)
     grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)
     grad_out, grad_out_bias = launch_weight_gradient(_rows(grad.dropped_mid), _rows(attended))

@@ -18,7 +18,7 @@ from fastenh_kernels.shared.bits import packed
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory
 from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
-from fastenh_kernels.shared.relu import relu
+from fastenh_kernels.shared.rounding import relu
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
 

@@ -1,0 +1,96 @@
+"""Norms folded into the matrices behind them, for the gradient of a narrow layer.
+
+Rows are standardised and lifted by ``LEVEL``; the matrix holds the weight and the bias of the norm, and its own bias
+(``AxisLayerWeights.folded``). Nothing is lost by it: standardised rows sum to zero, so that the sum of a row of the
+gradient is that of the bias, ``LEVEL`` times the channels times over, and what is left of the gradient of the matrix
+leads to that of the norm (``unfolded``). No program adds up rows for these three.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastenh_kernels.operations.axis_layer.weights import LEVEL
+from fastenh_kernels.shared.launch import Cost, launch, size
+from fastenh_kernels.shared.norm import row_of
+from fastenh_kernels.shared.rounding import rounded
+
+_ROWS = 16  # of a program
+
+
+@triton.jit
+def fold_kernel(
+    p_weight,  # (N, C)
+    p_bias,  # (N,)
+    p_norm_weight,  # (C,)
+    p_norm_bias,  # (C,)
+    p_folded,  # (N, C), written
+    C: tl.constexpr,
+    LEVEL: tl.constexpr,
+    M: tl.constexpr,
+):
+    o_c = tl.arange(0, C)
+    o_n = tl.program_id(0) * M + tl.arange(0, M)
+    o_w = o_n[:, None] * C + o_c[None, :]
+    b_w = tl.load(p_weight + o_w).to(tl.float32)
+    b_bias = tl.load(p_bias + o_n).to(tl.float32) + tl.sum(b_w * row_of(p_norm_bias, o_c), 1)
+    b_w *= row_of(p_norm_weight, o_c)
+    b_w += ((b_bias / LEVEL - tl.sum(b_w, 1)) / C)[:, None]
+    tl.store(p_folded + o_w, b_w.to(p_folded.dtype.element_ty))
+
+
+def launch_fold(weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+    """(N, C) -> the same, folded, in its dtype. N a multiple of 16."""
+    units, width = weight.shape
+    folded = torch.empty(units, width, dtype=weight.dtype, device=weight.device)
+    moved = size(weight, bias, norm_weight, norm_bias, folded)
+    launch(
+        fold_kernel,
+        units // _ROWS,
+        lambda: Cost((), flop=0, l2_bytes=moved, dram_bytes=moved),
+        num_warps=4,
+        p_weight=weight.contiguous(),
+        p_bias=bias,
+        p_norm_weight=norm_weight,
+        p_norm_bias=norm_bias,
+        p_folded=folded,
+        C=width,
+        LEVEL=LEVEL,
+        M=_ROWS,
+    )
+    return folded
+
+
+def unfolded(
+    grad: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """From the gradient of a folded matrix, (N, C) in float32: those of the norm's weight and bias, of the matrix and of
+    its bias."""
+    bias = grad.sum(1) / (LEVEL * grad.shape[1])
+    grad = grad - LEVEL * bias[:, None]  # of the matrix behind standardised rows
+    weight = weight.float()
+    grad_weight = torch.addcmul(torch.outer(bias, norm_bias.float()), grad, norm_weight.float())
+    return (grad * weight).sum(0), bias @ weight, grad_weight, bias
+
+
+@triton.jit
+def standard(b_x, LEVEL: tl.constexpr, C: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
+    """[M, C] float32 rows with mean LEVEL and deviation 1 in ``dtype``, and the [M] factors that made them so. Squares
+    are summed before the mean is known, as in ``narrow.standard``."""
+    b_mean = tl.sum(b_x, 1) / C
+    b_inverse = tl.rsqrt(tl.maximum(tl.sum(b_x * b_x, 1) / C - b_mean * b_mean, 0.0) + EPS)
+    return rounded(b_x * b_inverse[:, None] + (LEVEL - b_mean * b_inverse)[:, None], dtype), b_inverse
+
+
+@triton.jit
+def through_standard(b_dn, b_n, b_inverse, b_besides, LEVEL: tl.constexpr, C: tl.constexpr):
+    """The gradient of the rows that ``standard`` took to b_n, from that of b_n, and what comes back besides: [M, C]."""
+    b_n = b_n.to(tl.float32)
+    b_sum = tl.sum(b_dn, 1)
+    b_slope = b_inverse * (LEVEL * b_sum - tl.sum(b_dn * b_n, 1)) / C
+    b_level = b_inverse * b_sum / C + LEVEL * b_slope
+    b_besides = b_besides.to(tl.float32) - b_level[:, None]
+    return b_dn * b_inverse[:, None] + (b_n * b_slope[:, None] + b_besides)
