@@ -34,7 +34,7 @@ def narrow_feed_forward_gradient_kernel(
     p_out_weight,  # (C, C)
     p_attended,  # the descriptor of (rows, C)
     p_lse,  # (sequences * H, length): of the attention, see ``row_statistics_kernel``
-    p_statistics,  # (sequences * H, 2, padded), written but for what is behind the end
+    p_statistics,  # (sequences * H, 2, padded), written but for what is behind the end, where STATISTICS
     p_grad_mid,  # the descriptor of (rows, C), written
     p_grad_attended,  # the descriptor of (rows, C), written
     p_grad_maps,  # the descriptor of (programs * 2C, N), written: of the up matrix, transposed, and the down matrix
@@ -52,6 +52,7 @@ def narrow_feed_forward_gradient_kernel(
     M: tl.constexpr,
     H: tl.constexpr,
     TIME: tl.constexpr,  # the attention is along time
+    STATISTICS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -82,9 +83,10 @@ def narrow_feed_forward_gradient_kernel(
         store_rows(p_grad_attended, b_da, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_grad_out = tl.dot(tl.trans(b_dx), b_a, b_grad_out, input_precision=PRECISION)
         b_out_bias = tl.dot(tl.trans(b_dx), b_ones, b_out_bias, input_precision=PRECISION)
-        b_delta = tl.sum(tl.reshape(b_a.to(tl.float32) * b_da.to(tl.float32), (M, H, C // H)), 2)
-        o_row, o_h = tl.cast(tile * M, tl.int32) + o_m, tl.arange(0, H)
-        store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
+        if STATISTICS:
+            b_delta = tl.sum(tl.reshape(b_a.to(tl.float32) * b_da.to(tl.float32), (M, H, C // H)), 2)
+            o_row, o_h = tl.cast(tile * M, tl.int32) + o_m, tl.arange(0, H)
+            store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
     i_program = tl.program_id(0)
     p_grad_maps.store([i_program * (2 * C), 0], b_grad_up)
     p_grad_maps.store([i_program * (2 * C) + C, 0], b_grad_down)
@@ -106,14 +108,14 @@ def launch_narrow_feed_forward_gradient(
     grad_y: Tensor,
     mid: Tensor,
     attended: Tensor,
-    lse: Tensor,
-    statistics: Tensor,
+    lse: Tensor | None,
+    statistics: Tensor | None,
     weights: AxisLayerWeights,
     heads: int,
     axis: str,
 ) -> NarrowFeedForwardGradient:
     """Through the second half to mid, and through the projection to the attended rows, without dropout.
-    ``statistics`` receives what the gradient of the attention needs of its rows."""
+    ``statistics``, where it is given, receives what the gradient of the attention needs of its rows, from ``lse``."""
     hidden, width = weights.up_weight.shape
     rows = mid.numel() // width
     tiles = triton.cdiv(rows, _ROWS)
@@ -130,7 +132,8 @@ def launch_narrow_feed_forward_gradient(
         return described(tensor, _ROWS, width, descriptors)
 
     def cost() -> Cost:
-        moved = size(grad_y, mid, attended, lse, statistics, grad_mid, grad_attended, grad_maps, grad_out, grad_bias)
+        moved = size(grad_y, mid, attended, grad_mid, grad_attended, grad_maps, grad_out, grad_bias)
+        moved += size(*(t for t in (lse, statistics) if t is not None))
         flop = 2 * rows * width * (5 * hidden + 2 * width)
         l2 = moved + programs * size(*matrices)
         return Cost((tiles / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(*matrices))
@@ -147,8 +150,8 @@ def launch_narrow_feed_forward_gradient(
         p_down_weight=matrices[1].contiguous(),
         p_out_weight=matrices[2].contiguous(),
         p_attended=described_rows(attended),
-        p_lse=lse,
-        p_statistics=statistics,
+        p_lse=grad_bias if lse is None else lse,
+        p_statistics=grad_bias if statistics is None else statistics,
         p_grad_mid=described_rows(grad_mid),
         p_grad_attended=described_rows(grad_attended),
         p_grad_maps=described(grad_maps, width, hidden, descriptors),
@@ -158,7 +161,7 @@ def launch_narrow_feed_forward_gradient(
         tiles=tiles,
         frames=mid.shape[1],
         bands=mid.shape[2],
-        padded=statistics.shape[2],
+        padded=0 if statistics is None else statistics.shape[2],
         C=width,
         N=hidden,
         EPS=EPS,
@@ -166,6 +169,7 @@ def launch_narrow_feed_forward_gradient(
         M=_ROWS,
         H=heads,
         TIME=axis == "time",
+        STATISTICS=statistics is not None,
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(mid),
     )
