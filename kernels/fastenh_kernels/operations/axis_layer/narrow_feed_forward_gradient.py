@@ -29,9 +29,9 @@ _ROWS = 128
 def narrow_feed_forward_gradient_kernel(
     p_grad_y,  # the descriptor of (rows, C)
     p_mid,  # the descriptor of (rows, C)
-    p_up_weight,  # (N, C), folded
-    p_down_weight,  # (C, N)
-    p_out_weight,  # (C, C)
+    p_up_weight,  # the descriptor of (N, C), folded
+    p_down_weight,  # the descriptor of (C, N)
+    p_out_weight,  # the descriptor of (C, C)
     p_attended,  # the descriptor of (rows, C)
     p_lse,  # (sequences * H, length): of the attention, see ``row_statistics_kernel``
     p_statistics,  # (sequences * H, 2, padded), written but for what is behind the end, where STATISTICS
@@ -56,11 +56,9 @@ def narrow_feed_forward_gradient_kernel(
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    o_c, o_n, o_m = tl.arange(0, C), tl.arange(0, N), tl.arange(0, M)
-    dtype: tl.constexpr = p_out_weight.dtype.element_ty
-    b_up = tl.load(p_up_weight + o_n[:, None] * C + o_c[None, :])  # [N, C]
-    b_down = tl.load(p_down_weight + o_c[:, None] * N + o_n[None, :])  # [C, N]
-    b_out = tl.load(p_out_weight + o_c[:, None] * C + o_c[None, :])
+    o_c, o_m = tl.arange(0, C), tl.arange(0, M)
+    dtype: tl.constexpr = p_out_weight.dtype
+    b_up, b_down, b_out = p_up_weight.load([0, 0]), p_down_weight.load([0, 0]), p_out_weight.load([0, 0])
     b_grad_up, b_grad_down = tl.zeros([C, N], tl.float32), tl.zeros([C, N], tl.float32)
     b_grad_out = tl.zeros([C, C], tl.float32)
     b_down_bias, b_out_bias = tl.zeros([C, 16], tl.float32), tl.zeros([C, 16], tl.float32)
@@ -146,9 +144,9 @@ def launch_narrow_feed_forward_gradient(
         num_stages=1,
         p_grad_y=described_rows(grad_y),
         p_mid=described_rows(mid),
-        p_up_weight=matrices[0],
-        p_down_weight=matrices[1].contiguous(),
-        p_out_weight=matrices[2].contiguous(),
+        p_up_weight=described(matrices[0], hidden, width, descriptors),
+        p_down_weight=described(matrices[1].contiguous(), width, hidden, descriptors),
+        p_out_weight=described(matrices[2].contiguous(), width, width, descriptors),
         p_attended=described_rows(attended),
         p_lse=grad_bias if lse is None else lse,
         p_statistics=grad_bias if statistics is None else statistics,

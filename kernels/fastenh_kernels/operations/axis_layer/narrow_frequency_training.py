@@ -26,11 +26,11 @@ _ROWS = 128
 @triton.jit(do_not_specialize=["rows", "tiles"])
 def narrow_frequency_training_kernel(
     p_x,  # the descriptor of (rows, C), sequences of L rows one after the other
-    p_qkv_weight,  # (3C, C), folded
-    p_out_weight,  # (C, C)
+    p_qkv_weight,  # the descriptor of (3C, C), folded
+    p_out_weight,  # the descriptor of (C, C)
     p_out_bias,  # (C,)
-    p_up_weight,  # (N, C), folded
-    p_down_weight,  # (C, N)
+    p_up_weight,  # the descriptor of (N, C), folded
+    p_down_weight,  # the descriptor of (C, N)
     p_down_bias,  # (C,)
     p_attended,  # the descriptor of (rows, C), written
     p_mid,  # the descriptor of (rows, C), written
@@ -48,13 +48,10 @@ def narrow_frequency_training_kernel(
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    o_c, o_n, o_m = tl.arange(0, C), tl.arange(0, N), tl.arange(0, M)
-    o_w = o_c[:, None] * C + o_c[None, :]
-    dtype: tl.constexpr = p_out_weight.dtype.element_ty
-    b_wq, b_wk, b_wv = tl.load(p_qkv_weight + o_w), tl.load(p_qkv_weight + C * C + o_w), tl.load(p_qkv_weight + 2 * C * C + o_w)
-    b_out = tl.load(p_out_weight + o_w)
-    b_up = tl.load(p_up_weight + o_n[:, None] * C + o_c[None, :])
-    b_down = tl.load(p_down_weight + o_c[:, None] * N + o_n[None, :])
+    o_c, o_m = tl.arange(0, C), tl.arange(0, M)
+    dtype: tl.constexpr = p_out_weight.dtype
+    b_wq, b_wk, b_wv = p_qkv_weight.load([0, 0]), p_qkv_weight.load([C, 0]), p_qkv_weight.load([2 * C, 0])  # [C, C]
+    b_out, b_up, b_down = p_out_weight.load([0, 0]), p_up_weight.load([0, 0]), p_down_weight.load([0, 0])
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         b_x = load_rows(p_x, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)  # [M, C]
         b_n, _ = standard(b_x.to(tl.float32), LEVEL, C, EPS, dtype)
@@ -100,11 +97,11 @@ def launch_narrow_frequency_training(x: Tensor, weights: AxisLayerWeights, heads
         num_warps=8,
         num_stages=1,
         p_x=described(x, _ROWS, width, descriptors),
-        p_qkv_weight=qkv,
-        p_out_weight=weights.out_weight.contiguous(),
+        p_qkv_weight=described(qkv, width, width, descriptors),
+        p_out_weight=described(weights.out_weight.contiguous(), width, width, descriptors),
         p_out_bias=weights.out_bias,
-        p_up_weight=up,
-        p_down_weight=weights.down_weight.contiguous(),
+        p_up_weight=described(up, hidden, width, descriptors),
+        p_down_weight=described(weights.down_weight.contiguous(), width, hidden, descriptors),
         p_down_bias=weights.down_bias,
         p_attended=described(attended, _ROWS, width, descriptors),
         p_mid=described(mid, _ROWS, width, descriptors),

@@ -34,7 +34,7 @@ def narrow_norm_linear_gradient_kernel(
     p_grad_out,  # the descriptor of (rows, 3C)
     p_x,  # the descriptor of (rows, C)
     p_grad_mid,  # the descriptor of (rows, C): what comes back past the layer's first half
-    p_weight,  # (3C, C), folded
+    p_weight,  # the descriptor of (3C, C), folded
     p_grad_x,  # the descriptor of (rows, C), written
     p_grad_weight,  # the descriptor of (programs * 3C, C), written
     rows,
@@ -47,9 +47,8 @@ def narrow_norm_linear_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     o_c, o_m = tl.arange(0, C), tl.arange(0, M)
-    p_w = p_weight + o_c[:, None] * C + o_c[None, :]
-    dtype: tl.constexpr = p_weight.dtype.element_ty
-    b_wq, b_wk, b_wv = tl.load(p_w), tl.load(p_w + C * C), tl.load(p_w + 2 * C * C)  # [C, C]
+    dtype: tl.constexpr = p_weight.dtype
+    b_wq, b_wk, b_wv = p_weight.load([0, 0]), p_weight.load([C, 0]), p_weight.load([2 * C, 0])  # [C, C]
     b_grad_q, b_grad_k, b_grad_v = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         b_x = load_rows(p_x, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
@@ -101,7 +100,7 @@ def launch_narrow_norm_linear_gradient(
         p_grad_out=described_rows(grad_out),
         p_x=described_rows(x),
         p_grad_mid=described_rows(grad_mid),
-        p_weight=matrix,
+        p_weight=described(matrix, width, width, descriptors),
         p_grad_x=described_rows(grad_x),
         p_grad_weight=described(grad_weight, width, width, descriptors),
         rows=rows,
