@@ -259,10 +259,21 @@ def test_gradient_of_a_narrow_layer(target, monkeypatch, axis, t, f):
     """In 16 bit a program sums the gradients of all matrices over its tiles, the last of which may end early."""
     torch.manual_seed(0)
     given = kernel(axis)
-    from fastenh_kernels.operations.axis_layer import backward, narrow_feed_forward_gradient, narrow_norm_linear_gradient
+    from fastenh_kernels.operations.axis_layer import (
+        backward,
+        narrow_feed_forward_gradient,
+        narrow_frequency_gradient,
+        narrow_frequency_training,
+        narrow_norm_linear_gradient,
+    )
 
     launched = []
-    for module in (narrow_feed_forward_gradient, narrow_norm_linear_gradient):
+    for module in (
+        narrow_feed_forward_gradient,
+        narrow_frequency_gradient,
+        narrow_frequency_training,
+        narrow_norm_linear_gradient,
+    ):
         monkeypatch.setattr(module, "processors", lambda device: 1)
     for name in ("launch_narrow_feed_forward_gradient", "launch_feed_forward_gradient"):
         monkeypatch.setattr(backward, name, recorded(getattr(backward, name), launched))
@@ -349,6 +360,10 @@ def test_rules_of_torch(interpreted):
              0.1, torch.tensor([3]), 0)  # fmt: skip
     torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)
     torch.library.opcheck(forward.axis_layer_forward, (*layer[:-1], 2), test_utils=RULES)
+    for axis in ("frequency", "time"):  # narrow layers keep other rows
+        weights = [w.half().requires_grad_() for w in layer_weights(64, 128)]
+        layer = (randn(1, 2, 32, 64).half().requires_grad_(), weights, 2, axis, 0.0, None, 0)
+        torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)
 
 
 def test_backends_agree():

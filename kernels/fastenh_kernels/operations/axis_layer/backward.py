@@ -25,6 +25,7 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_attention.backward import empty_statistics, launch_attention_gradient
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import launch_feed_forward_gradient
 from fastenh_kernels.operations.axis_layer.feed_forward_weights import launch_feed_forward_weights
+from fastenh_kernels.operations.axis_layer.folding import launch_fold
 from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward, in_one_launch, sums_on_chip
 from fastenh_kernels.operations.axis_layer.narrow_feed_forward_gradient import launch_narrow_feed_forward_gradient
 from fastenh_kernels.operations.axis_layer.narrow_frequency_gradient import launch_narrow_frequency_gradient
@@ -186,16 +187,18 @@ def _narrow_gradient(
     grad_y: Tensor, x: Tensor, kept: Sequence[Tensor], weights: AxisLayerWeights, heads: int, axis: str, history: int
 ) -> list[Tensor]:
     """The same where the launches sum the gradients of matrices: two, or three with the attention by itself."""
-    attended, mid = kept[:2]
+    attended, mid, *others = kept
     if in_one_launch(x, weights, heads, axis, 0.0, history):
-        second = launch_narrow_feed_forward_gradient(grad_y, mid, attended, None, None, weights, heads, axis)
-        grad_x, first = launch_narrow_frequency_gradient(second.attended, x, second.mid, weights, heads)
+        qkv, up = others
+        second = launch_narrow_feed_forward_gradient(grad_y, mid, attended, None, None, up, weights, heads, axis)
+        grad_x, first = launch_narrow_frequency_gradient(second.attended, x, second.mid, qkv, weights, heads)
     else:
-        qkv, lse = kept[2:]
-        statistics = empty_statistics(qkv, heads, axis, 0.0, history)
-        second = launch_narrow_feed_forward_gradient(grad_y, mid, attended, lse, statistics, weights, heads, axis)
-        grad_qkv = launch_attention_gradient(second.attended, qkv, statistics, heads, axis, 0.0, None, history)
-        grad_x, first = launch_narrow_norm_linear_gradient(grad_qkv, x, second.mid, weights)
+        projected, lse = others
+        qkv, up = launch_fold(weights)
+        statistics = empty_statistics(projected, heads, axis, 0.0, history)
+        second = launch_narrow_feed_forward_gradient(grad_y, mid, attended, lse, statistics, up, weights, heads, axis)
+        grad = launch_attention_gradient(second.attended, projected, statistics, heads, axis, 0.0, None, history)
+        grad_x, first = launch_narrow_norm_linear_gradient(grad, x, second.mid, qkv, weights)
     return [grad_x, *AxisLayerWeights(**first, **second.weights)]
 
 

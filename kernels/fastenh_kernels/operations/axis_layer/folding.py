@@ -13,27 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.weights import LEVEL
+from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, launch, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.rounding import rounded
 
-_ROWS = 16  # of a program
+_ROWS = 4  # of a program
 
 
 @triton.jit
-def fold_kernel(
-    p_weight,  # (N, C)
-    p_bias,  # (N,)
-    p_norm_weight,  # (C,)
-    p_norm_bias,  # (C,)
-    p_folded,  # (N, C), written
-    C: tl.constexpr,
-    LEVEL: tl.constexpr,
-    M: tl.constexpr,
-):
+def _fold(p_weight, p_bias, p_norm_weight, p_norm_bias, p_folded, first, C: tl.constexpr, LEVEL: tl.constexpr,
+          M: tl.constexpr):  # fmt: skip
     o_c = tl.arange(0, C)
-    o_n = tl.program_id(0) * M + tl.arange(0, M)
+    o_n = first + tl.arange(0, M)
     o_w = o_n[:, None] * C + o_c[None, :]
     b_w = tl.load(p_weight + o_w).to(tl.float32)
     b_bias = tl.load(p_bias + o_n).to(tl.float32) + tl.sum(b_w * row_of(p_norm_bias, o_c), 1)
@@ -42,26 +34,53 @@ def fold_kernel(
     tl.store(p_folded + o_w, b_w.to(p_folded.dtype.element_ty))
 
 
-def launch_fold(weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
-    """(N, C) -> the same, folded, in its dtype. N a multiple of 16."""
-    units, width = weight.shape
-    folded = torch.empty(units, width, dtype=weight.dtype, device=weight.device)
-    moved = size(weight, bias, norm_weight, norm_bias, folded)
+@triton.jit
+def fold_kernel(
+    p_qkv_weight,  # (3C, C)
+    p_qkv_bias,  # (3C,)
+    p_norm1_weight,  # (C,)
+    p_norm1_bias,  # (C,)
+    p_up_weight,  # (N, C)
+    p_up_bias,  # (N,)
+    p_norm2_weight,  # (C,)
+    p_norm2_bias,  # (C,)
+    p_qkv,  # (3C, C), written
+    p_up,  # (N, C), written
+    C: tl.constexpr,
+    LEVEL: tl.constexpr,
+    M: tl.constexpr,
+):
+    first = tl.program_id(0) * M
+    if first < 3 * C:
+        _fold(p_qkv_weight, p_qkv_bias, p_norm1_weight, p_norm1_bias, p_qkv, first, C, LEVEL, M)
+    else:
+        _fold(p_up_weight, p_up_bias, p_norm2_weight, p_norm2_bias, p_up, first - 3 * C, C, LEVEL, M)
+
+
+def launch_fold(weights: AxisLayerWeights) -> tuple[Tensor, Tensor]:
+    """QKV (3C, C) and up matrix (N, C), each with the norm in front of it and its bias folded in."""
+    qkv, up = (weight.new_empty(weight.shape) for weight in (weights.qkv_weight, weights.up_weight))
+    moved = 2 * size(qkv, up)
     launch(
         fold_kernel,
-        units // _ROWS,
+        (qkv.shape[0] + up.shape[0]) // _ROWS,
         lambda: Cost((), flop=0, l2_bytes=moved, dram_bytes=moved),
-        num_warps=4,
-        p_weight=weight.contiguous(),
-        p_bias=bias,
-        p_norm_weight=norm_weight,
-        p_norm_bias=norm_bias,
-        p_folded=folded,
-        C=width,
+        num_warps=1,
+        p_qkv_weight=weights.qkv_weight.contiguous(),
+        p_qkv_bias=weights.qkv_bias,
+        p_norm1_weight=weights.norm1_weight,
+        p_norm1_bias=weights.norm1_bias,
+        p_up_weight=weights.up_weight.contiguous(),
+        p_up_bias=weights.up_bias,
+        p_norm2_weight=weights.norm2_weight,
+        p_norm2_bias=weights.norm2_bias,
+        p_qkv=qkv,
+        p_up=up,
+        C=qkv.shape[1],
         LEVEL=LEVEL,
         M=_ROWS,
     )
-    return folded
+    return qkv, up
 
 
 def unfolded(

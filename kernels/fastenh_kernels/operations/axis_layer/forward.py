@@ -18,6 +18,7 @@ from fastenh_kernels.operations.axis_attention.forward import launch_axis_attent
 from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
 from fastenh_kernels.operations.axis_layer import narrow
 from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
+from fastenh_kernels.operations.axis_layer.folding import launch_fold
 from fastenh_kernels.operations.axis_layer.narrow_frequency_training import launch_narrow_frequency_training
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
@@ -169,14 +170,16 @@ def launch_axis_layer_forward(
     seed: Tensor | None,
     history: int,
 ) -> list[Tensor]:
-    """``axis_layer`` with dropout, and what its gradient needs: [y, attended rows, rows between the two halves], then,
-    unless it is ``in_one_launch``, [qkv, softmax sums], and, unless it ``sums_on_chip``, the bits of hidden units.
+    """``axis_layer`` with dropout, and what its gradient needs: [y, attended rows, rows between the two halves], then
+    where it is ``in_one_launch`` the folded matrices, elsewhere [qkv, softmax sums], and the bits of hidden units
+    unless it ``sums_on_chip``.
 
     ``weights``: as above. ``seed``: int64, one element, on the device. The same seed drops the same values.
     """
     x, weights = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     if in_one_launch(x, weights, heads, axis, dropout, history):
-        return list(launch_narrow_frequency_training(x, weights, heads))
+        folded = launch_fold(weights)
+        return [*launch_narrow_frequency_training(x, *folded, weights, heads), *folded]
     qkv = launch_norm_linear(x, weights)
     attended, lse = launch_axis_attention_forward(qkv, heads, axis, dropout, seed, history)
     mid = torch.empty_like(x)
@@ -213,13 +216,11 @@ def _shapes(
     seed: Tensor | None,
     history: int,
 ) -> list[Tensor]:
-    given = AxisLayerWeights(*weights)
-    shapes = [like(x), like(x), like(x)]
-    if not in_one_launch(x, given, heads, axis, dropout, history):
-        shapes += [x.new_empty(*x.shape[:3], 3 * x.shape[3]), softmax_sums(x, heads, axis)]
-        if not sums_on_chip(x, given, heads, dropout):
-            shapes.append(_bits(x, given.up_weight))
-    return shapes
+    given, rows = AxisLayerWeights(*weights), [like(x), like(x), like(x)]
+    if in_one_launch(x, given, heads, axis, dropout, history):
+        return [*rows, *(x.new_empty(weight.shape) for weight in (given.qkv_weight, given.up_weight))]
+    rows += [x.new_empty(*x.shape[:3], 3 * x.shape[3]), softmax_sums(x, heads, axis)]
+    return rows if sums_on_chip(x, given, heads, dropout) else [*rows, _bits(x, given.up_weight)]
 
 
 axis_layer_operator = operator("axis_layer", launch_axis_layer, _shape)

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import store_statistics
-from fastenh_kernels.operations.axis_layer.folding import launch_fold, standard, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import standard, through_standard, unfolded
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -108,19 +108,20 @@ def launch_narrow_feed_forward_gradient(
     attended: Tensor,
     lse: Tensor | None,
     statistics: Tensor | None,
+    up: Tensor,
     weights: AxisLayerWeights,
     heads: int,
     axis: str,
 ) -> NarrowFeedForwardGradient:
     """Through the second half to mid, and through the projection to the attended rows, without dropout.
-    ``statistics``, where it is given, receives what the gradient of the attention needs of its rows, from ``lse``."""
+    up: the matrix as ``launch_fold`` gives it. ``statistics``, where it is given, receives what the gradient of the attention needs of its rows, from ``lse``."""
     hidden, width = weights.up_weight.shape
     rows = mid.numel() // width
     tiles = triton.cdiv(rows, _ROWS)
     programs = min(tiles, processors(mid.device))
     descriptors = has_descriptors(mid)
-    norm = weights.norm2_weight, weights.norm2_bias
-    matrices = launch_fold(weights.up_weight, weights.up_bias, *norm), weights.down_weight, weights.out_weight
+    down, out = weights.down_weight.contiguous(), weights.out_weight.contiguous()
+    matrices = size(up, down, out)
     grad_mid, grad_attended = torch.empty_like(mid), torch.empty_like(mid)
     grad_maps = mid.new_empty(programs, 2, width, hidden, dtype=torch.float32)
     grad_out = mid.new_empty(programs, width, width, dtype=torch.float32)
@@ -133,8 +134,8 @@ def launch_narrow_feed_forward_gradient(
         moved = size(grad_y, mid, attended, grad_mid, grad_attended, grad_maps, grad_out, grad_bias)
         moved += size(*(t for t in (lse, statistics) if t is not None))
         flop = 2 * rows * width * (5 * hidden + 2 * width)
-        l2 = moved + programs * size(*matrices)
-        return Cost((tiles / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(*matrices))
+        l2 = moved + programs * matrices
+        return Cost((tiles / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + matrices)
 
     launch(
         narrow_feed_forward_gradient_kernel,
@@ -144,9 +145,9 @@ def launch_narrow_feed_forward_gradient(
         num_stages=1,
         p_grad_y=described_rows(grad_y),
         p_mid=described_rows(mid),
-        p_up_weight=described(matrices[0], hidden, width, descriptors),
-        p_down_weight=described(matrices[1].contiguous(), width, hidden, descriptors),
-        p_out_weight=described(matrices[2].contiguous(), width, width, descriptors),
+        p_up_weight=described(up, hidden, width, descriptors),
+        p_down_weight=described(down, width, hidden, descriptors),
+        p_out_weight=described(out, width, width, descriptors),
         p_attended=described_rows(attended),
         p_lse=grad_bias if lse is None else lse,
         p_statistics=grad_bias if statistics is None else statistics,
@@ -173,7 +174,9 @@ def launch_narrow_feed_forward_gradient(
     )
     grad_up, grad_down = grad_maps.sum(0)
     down_bias, out_bias = grad_bias.sum(0)
-    norm_weight, norm_bias, up_weight, up_bias = unfolded(grad_up.T, weights.up_weight, *norm)
+    norm_weight, norm_bias, up_weight, up_bias = unfolded(
+        grad_up.T, weights.up_weight, weights.norm2_weight, weights.norm2_bias
+    )
     found = {
         "out_weight": grad_out.sum(0),
         "out_bias": out_bias.clone(),  # an operator gives no views

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
-from fastenh_kernels.operations.axis_layer.folding import launch_fold, standard, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import standard, through_standard, unfolded
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -71,7 +71,11 @@ def narrow_frequency_gradient_kernel(
     o_c, o_m = tl.arange(0, C), tl.arange(0, M)
     dtype: tl.constexpr = p_weight.dtype
     b_wq, b_wk, b_wv = p_weight.load([0, 0]), p_weight.load([C, 0]), p_weight.load([2 * C, 0])  # [C, C]
-    b_grad_q, b_grad_k, b_grad_v = tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32), tl.zeros([C, C], tl.float32)
+    b_grad_q, b_grad_k, b_grad_v = (
+        tl.zeros([C, C], tl.float32),
+        tl.zeros([C, C], tl.float32),
+        tl.zeros([C, C], tl.float32),
+    )
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         b_x = load_rows(p_x, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_n, b_inverse = standard(b_x.to(tl.float32), LEVEL, C, EPS, dtype)
@@ -102,16 +106,17 @@ def narrow_frequency_gradient_kernel(
 
 
 def launch_narrow_frequency_gradient(
-    grad_attended: Tensor, x: Tensor, grad_mid: Tensor, weights: AxisLayerWeights, heads: int
+    grad_attended: Tensor, x: Tensor, grad_mid: Tensor, qkv: Tensor, weights: AxisLayerWeights, heads: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The gradient of x, and those of the norm and QKV in float32, by their names in ``AxisLayerWeights``."""
+    """The gradient of x, and those of the norm and QKV in float32, by their names in ``AxisLayerWeights``.
+
+    qkv: the matrix as ``launch_fold`` gives it.
+    """
     bands, width = x.shape[2:]
     rows = x.numel() // width
     tiles = triton.cdiv(rows, _ROWS)
     programs = min(tiles, processors(x.device))
     descriptors = has_descriptors(x)
-    norm = weights.norm1_weight, weights.norm1_bias
-    matrix = launch_fold(weights.qkv_weight, weights.qkv_bias, *norm)
     grad_x = torch.empty_like(x)
     grad_weight = x.new_empty(programs, 3 * width, width, dtype=torch.float32)
 
@@ -120,9 +125,9 @@ def launch_narrow_frequency_gradient(
 
     def cost() -> Cost:
         moved = size(grad_attended, x, grad_mid, grad_x, grad_weight)
-        l2 = moved + programs * size(matrix)
-        flop = 6 * rows * matrix.numel() + 10 * x.numel() * bands
-        return Cost((tiles / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(matrix))
+        l2 = moved + programs * size(qkv)
+        flop = 6 * rows * qkv.numel() + 10 * x.numel() * bands
+        return Cost((tiles / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(qkv))
 
     launch(
         narrow_frequency_gradient_kernel,
@@ -133,7 +138,7 @@ def launch_narrow_frequency_gradient(
         p_grad_attended=described_rows(grad_attended),
         p_x=described_rows(x),
         p_grad_mid=described_rows(grad_mid),
-        p_weight=described(matrix, width, width, descriptors),
+        p_weight=described(qkv, width, width, descriptors),
         p_grad_x=described_rows(grad_x),
         p_grad_weight=described(grad_weight, width, width, descriptors),
         rows=rows,
@@ -149,5 +154,5 @@ def launch_narrow_frequency_gradient(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
-    found = unfolded(grad_weight.sum(0), weights.qkv_weight, *norm)
+    found = unfolded(grad_weight.sum(0), weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
     return grad_x, dict(zip(("norm1_weight", "norm1_bias", "qkv_weight", "qkv_bias"), found, strict=True))

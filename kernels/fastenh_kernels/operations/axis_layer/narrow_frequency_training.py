@@ -12,13 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
-from fastenh_kernels.operations.axis_layer.folding import launch_fold, standard
+from fastenh_kernels.operations.axis_layer.folding import standard
+from fastenh_kernels.operations.axis_layer.narrow_frequency_gradient import by_head, side_by_side
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS, row_of
 from fastenh_kernels.shared.rounding import relu, rounded
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
-from fastenh_kernels.operations.axis_layer.narrow_frequency_gradient import by_head, side_by_side
 
 _ROWS = 128
 
@@ -72,21 +72,22 @@ def narrow_frequency_training_kernel(
         store_rows(p_y, rounded(b_x, dtype), o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
 
 
-def launch_narrow_frequency_training(x: Tensor, weights: AxisLayerWeights, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+def launch_narrow_frequency_training(
+    x: Tensor, qkv: Tensor, up: Tensor, weights: AxisLayerWeights, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """(result, attended rows, rows between the two halves) without dropout. Contiguous (B, T, F, C) -> three times the
-    same."""
+    same. qkv, up: the matrices as ``launch_fold`` gives them."""
     bands, width = x.shape[2:]
     hidden = weights.up_weight.shape[0]
     rows = x.numel() // width
     tiles = triton.cdiv(rows, _ROWS)
     programs = min(tiles, processors(x.device))
     descriptors = has_descriptors(x)
-    qkv = launch_fold(weights.qkv_weight, weights.qkv_bias, weights.norm1_weight, weights.norm1_bias)
-    up = launch_fold(weights.up_weight, weights.up_bias, weights.norm2_weight, weights.norm2_bias)
+    down, out = weights.down_weight.contiguous(), weights.out_weight.contiguous()
     y, attended, mid = (torch.empty_like(x) for _ in range(3))
 
     def cost() -> Cost:
-        moved, matrices = size(x, y, attended, mid), size(qkv, weights.out_weight, up, weights.down_weight)
+        moved, matrices = size(x, y, attended, mid), size(qkv, out, up, down)
         flop = 2 * rows * (4 * width * width + 2 * width * hidden + 2 * width * bands)
         return Cost((tiles / max(programs, 1),), flop, moved + programs * matrices, moved + matrices)
 
@@ -98,10 +99,10 @@ def launch_narrow_frequency_training(x: Tensor, weights: AxisLayerWeights, heads
         num_stages=1,
         p_x=described(x, _ROWS, width, descriptors),
         p_qkv_weight=described(qkv, width, width, descriptors),
-        p_out_weight=described(weights.out_weight.contiguous(), width, width, descriptors),
+        p_out_weight=described(out, width, width, descriptors),
         p_out_bias=weights.out_bias,
         p_up_weight=described(up, hidden, width, descriptors),
-        p_down_weight=described(weights.down_weight.contiguous(), width, hidden, descriptors),
+        p_down_weight=described(down, width, hidden, descriptors),
         p_down_bias=weights.down_bias,
         p_attended=described(attended, _ROWS, width, descriptors),
         p_mid=described(mid, _ROWS, width, descriptors),
