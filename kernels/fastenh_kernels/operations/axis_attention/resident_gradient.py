@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fastenh_kernels.operations.axis_attention.tiles import in_tiles, load_positions, start, store_positions
 from fastenh_kernels.shared.dropout import ROW, WEIGHTS, keeps, key_of
 from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
 from fastenh_kernels.shared.rows import has_descriptors
@@ -73,34 +73,6 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
     return b_dk, b_dv, b_dq
 
 
-@triton.jit
-def _load(p, place, first, column, length, s, N: tl.constexpr, D: tl.constexpr, WHOLE: tl.constexpr,
-          DESCRIPTORS: tl.constexpr):  # fmt: skip
-    """[N, D]: positions from ``first`` on, zeros behind the end, of the sequence at ``place``: an offset, or the first
-    index of the descriptor. ``column``: the first channel, counted from there or from the descriptor's."""
-    if DESCRIPTORS:
-        b = tl.reshape(p.load([place, first, column]), (N, D))
-    else:
-        o_n = first + tl.arange(0, N)
-        m_n = (o_n < length)[:, None] | WHOLE
-        b = tl.load(p + place + column + o_n[:, None] * s + tl.arange(0, D)[None, :], mask=m_n, other=0.0)
-    return b
-
-
-@triton.jit
-def _store(p, b, place, first, column, length, s, WHOLE: tl.constexpr, DESCRIPTORS: tl.constexpr):
-    """The same the other way."""
-    N: tl.constexpr = b.shape[0]
-    D: tl.constexpr = b.shape[1]
-    if DESCRIPTORS:
-        p.store([place, first, column], tl.reshape(b.to(p.dtype), (1, N, D)))
-    else:
-        o_n = first + tl.arange(0, N)
-        m_n = (o_n < length)[:, None] | WHOLE
-        p_b = p + place + column + o_n[:, None] * s + tl.arange(0, D)[None, :]
-        tl.store(p_b, b.to(p.dtype.element_ty), mask=m_n)
-
-
 @triton.jit(do_not_specialize=["inner", "length"])
 def resident_gradient_kernel(
     p_qkv,  # (outer, inner, length, 3, H, D) by strides, or the descriptor of (outer, length, inner * 3, H * D)
@@ -135,29 +107,24 @@ def resident_gradient_kernel(
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
     C: tl.constexpr = H * D
-    if DESCRIPTORS:
-        place, place_out = tl.cast(i_outer, tl.int32), tl.cast(i_outer, tl.int32)
-        column_out = tl.cast(i_inner, tl.int32) * C + i_head * D
-        column = column_out + tl.cast(i_inner, tl.int32) * (2 * C)
-    else:
-        place, place_out = i_outer * s_outer + i_inner * s_inner, i_outer * s_out_outer + i_inner * s_out_inner
-        column, column_out = i_head * D, i_head * D
+    place, column = start(i_outer, i_inner, i_head, s_outer, s_inner, 3 * C, D, DESCRIPTORS)
+    place_out, column_out = start(i_outer, i_inner, i_head, s_out_outer, s_out_inner, C, D, DESCRIPTORS)
     p_row = p_statistics + tl.program_id(0).to(tl.int64) * (2 * PADDED)
-    b_q0 = _load(p_qkv, place, 0, column, length, s, M0, D, M1 > 0, DESCRIPTORS)
-    b_do0 = _load(p_grad_out, place_out, 0, column_out, length, s_out, M0, D, M1 > 0, DESCRIPTORS)
+    b_q0 = load_positions(p_qkv, place, 0, column, length, s, M0, D, M1 > 0, DESCRIPTORS)
+    b_do0 = load_positions(p_grad_out, place_out, 0, column_out, length, s_out, M0, D, M1 > 0, DESCRIPTORS)
     b_dq0 = tl.zeros([D, M0], tl.float32)
     b_q1, b_do1, b_dq1, b_q2, b_do2, b_dq2 = b_q0, b_do0, b_dq0, b_q0, b_do0, b_dq0
     if M1 > 0:
-        b_q1 = _load(p_qkv, place, M0, column, length, s, M1, D, M2 > 0, DESCRIPTORS)
-        b_do1 = _load(p_grad_out, place_out, M0, column_out, length, s_out, M1, D, M2 > 0, DESCRIPTORS)
+        b_q1 = load_positions(p_qkv, place, M0, column, length, s, M1, D, M2 > 0, DESCRIPTORS)
+        b_do1 = load_positions(p_grad_out, place_out, M0, column_out, length, s_out, M1, D, M2 > 0, DESCRIPTORS)
         b_dq1 = tl.zeros([D, M1], tl.float32)
     if M2 > 0:
-        b_q2 = _load(p_qkv, place, M0 + M1, column, length, s, M2, D, False, DESCRIPTORS)
-        b_do2 = _load(p_grad_out, place_out, M0 + M1, column_out, length, s_out, M2, D, False, DESCRIPTORS)
+        b_q2 = load_positions(p_qkv, place, M0 + M1, column, length, s, M2, D, False, DESCRIPTORS)
+        b_do2 = load_positions(p_grad_out, place_out, M0 + M1, column_out, length, s_out, M2, D, False, DESCRIPTORS)
         b_dq2 = tl.zeros([D, M2], tl.float32)
     for first in tl.range(0, length, N, disable_licm=DROPOUT > 0):
-        b_k = _load(p_qkv, place, first, column + C, length, s, N, D, False, DESCRIPTORS)  # [N, D]
-        b_v = _load(p_qkv, place, first, column + 2 * C, length, s, N, D, False, DESCRIPTORS)
+        b_k = load_positions(p_qkv, place, first, column + C, length, s, N, D, False, DESCRIPTORS)  # [N, D]
+        b_v = load_positions(p_qkv, place, first, column + 2 * C, length, s, N, D, False, DESCRIPTORS)
         b_dk = tl.zeros([N, D], tl.float32)
         b_dv = tl.zeros([N, D], tl.float32)
         b_dk, b_dv, b_dq0 = _pair(
@@ -174,14 +141,14 @@ def resident_gradient_kernel(
                 b_q2, b_do2, p_row, key, M0 + M1 + tl.arange(0, M2), first, length, b_k, b_v, b_dk, b_dv, b_dq2,
                 SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
-        _store(p_grad_qkv, b_dk * ROOT, place, first, column + C, length, s, False, DESCRIPTORS)
-        _store(p_grad_qkv, b_dv * LARGER, place, first, column + 2 * C, length, s, False, DESCRIPTORS)
+        store_positions(p_grad_qkv, b_dk * ROOT, place, first, column + C, length, s, False, DESCRIPTORS)
+        store_positions(p_grad_qkv, b_dv * LARGER, place, first, column + 2 * C, length, s, False, DESCRIPTORS)
     dtype: tl.constexpr = b_q0.dtype
-    _store(p_grad_qkv, tl.trans((b_dq0 * ROOT).to(dtype)), place, 0, column, length, s, M1 > 0, DESCRIPTORS)
+    store_positions(p_grad_qkv, tl.trans((b_dq0 * ROOT).to(dtype)), place, 0, column, length, s, M1 > 0, DESCRIPTORS)
     if M1 > 0:
-        _store(p_grad_qkv, tl.trans((b_dq1 * ROOT).to(dtype)), place, M0, column, length, s, M2 > 0, DESCRIPTORS)
+        store_positions(p_grad_qkv, tl.trans((b_dq1 * ROOT).to(dtype)), place, M0, column, length, s, M2 > 0, DESCRIPTORS)
     if M2 > 0:
-        _store(p_grad_qkv, tl.trans((b_dq2 * ROOT).to(dtype)), place, M0 + M1, column, length, s, False, DESCRIPTORS)
+        store_positions(p_grad_qkv, tl.trans((b_dq2 * ROOT).to(dtype)), place, M0 + M1, column, length, s, False, DESCRIPTORS)
 
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
@@ -210,7 +177,7 @@ def launch_resident_gradient(
         cost,
         num_warps=sizes.warps,
         num_stages=2 if common["DROPOUT"] else 1,  # one stage spills with dropout in Triton 3.6
-        **(common | _described(common, axis, sizes.keys) if descriptors else common),
+        **(common | in_tiles(common, axis, sizes.keys) if descriptors else common),
         M0=sizes.rows0,
         M1=sizes.rows1,
         M2=sizes.rows2,
@@ -218,12 +185,3 @@ def launch_resident_gradient(
         PADDED=statistics.shape[2],
         DESCRIPTORS=descriptors,
     )
-
-
-def _described(common: dict[str, Any], axis: str, positions: int) -> dict[str, Any]:
-    """The tensors of a launch by descriptors of (outer, length, all channels side by side), and what goes with them."""
-    width, found = common["D"], {}
-    for name in ("p_qkv", "p_grad_out", "p_grad_qkv"):
-        rows = common[name].flatten(0, 1) if axis == "frequency" else common[name].flatten(2)
-        found[name] = TensorDescriptor.from_tensor(rows, [1, positions, width])
-    return found | ({"inner": 1} if axis == "frequency" else {})
