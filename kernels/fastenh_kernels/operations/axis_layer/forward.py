@@ -99,7 +99,7 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights, folded: bool = Fals
     m, n, warps = _tiles(x)
     parts = width // n
     tiles = triton.cdiv(rows, m)
-    programs = min(tiles, 2 * processors(x.device))  # two an SM: one computes while the other loads
+    programs = min(tiles, (1 if m == 128 else 2) * processors(x.device))  # of two one computes while the other loads
 
     def cost() -> Cost:
         matrix = weights.qkv_weight
@@ -139,6 +139,8 @@ def _tiles(x: Tensor) -> tuple[int, int, int]:
     if x.element_size() == 4:
         return 32, 16, 4
     columns = x.shape[3] if shared_memory(x.device) > LARGE else min(64, x.shape[3])
+    if x.shape[3] == 64 and warpgroups(x.device):
+        return 128, columns, 8
     return 64, columns, 4 if warpgroups(x.device) else 8
 
 

@@ -20,7 +20,7 @@ from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeight
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
 from fastenh_kernels.shared.rounding import rounded
-from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
+from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
 _ROWS = 128
 
@@ -76,9 +76,10 @@ def narrow_frequency_gradient_kernel(
         tl.zeros([C, C], tl.float32),
         tl.zeros([C, C], tl.float32),
     )
+    b_nothing = nothing(M, C, dtype)
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         b_x = load_rows(p_x, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
-        b_n, b_inverse = standard(b_x.to(tl.float32), LEVEL, C, EPS, dtype)
+        b_n, b_inverse = standard(as_result(b_x, b_nothing), LEVEL, C, EPS, dtype)
         b_q = by_head(rounded(tl.dot(b_n, tl.trans(b_wq), input_precision=PRECISION), dtype), L, H)  # [N, L, D]
         b_k = by_head(rounded(tl.dot(b_n, tl.trans(b_wk), input_precision=PRECISION), dtype), L, H)
         b_v = by_head(rounded(tl.dot(b_n, tl.trans(b_wv), input_precision=PRECISION), dtype), L, H)

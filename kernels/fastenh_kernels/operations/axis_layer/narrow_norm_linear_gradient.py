@@ -17,7 +17,7 @@ from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeight
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
 from fastenh_kernels.shared.rounding import rounded
-from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
+from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
 _ROWS = 128
 
@@ -54,9 +54,10 @@ def narrow_norm_linear_gradient_kernel(
         tl.zeros([C, C], tl.float32),
         tl.zeros([C, C], tl.float32),
     )
+    b_nothing = nothing(M, C, dtype)
     for tile in tl.range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0), num_stages=1, disable_licm=True):
         b_x = load_rows(p_x, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
-        b_n, b_inverse = standard(b_x.to(tl.float32), LEVEL, C, EPS, dtype)
+        b_n, b_inverse = standard(as_result(b_x, b_nothing), LEVEL, C, EPS, dtype)
         b_dn = tl.zeros([M, C], tl.float32)
         b_g = load_rows(p_grad_out, o_m, o_c, tile, 0, rows, 3 * C, DESCRIPTORS)  # [M, C]
         b_dn, b_grad_q = _through(b_g, b_wq, b_n, b_dn, b_grad_q, PRECISION)
