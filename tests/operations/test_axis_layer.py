@@ -336,13 +336,14 @@ def test_dropout_follows_the_seed_of_torch(interpreted):
 
 
 @pytest.mark.parametrize("clips", [0, 1])
-def test_rows_that_a_copy_engine_does_not_take(interpreted, clips):
+@pytest.mark.parametrize(("hidden", "bands"), [(64, 3), (128, 3), (128, 32)])
+def test_rows_that_a_copy_engine_does_not_take(interpreted, clips, hidden, bands):
     """None, or not aligned to 16 bytes."""
-    weights = AxisLayerWeights(*(w.half().requires_grad_() for w in layer_weights(64, 64)))
-    apart = randn(clips * 2 * 3 * 64 + 1).half()[1:].view(clips, 2, 3, 64)
+    weights = AxisLayerWeights(*(w.half().requires_grad_() for w in layer_weights(64, hidden)))
+    apart = randn(clips * 2 * bands * 64 + 1).half()[1:].view(clips, 2, bands, 64)
     given = []
     for x in (apart.requires_grad_(), apart.detach().clone().requires_grad_()):
-        y = fastenh_kernels.axis_layer(x, weights, 2, "time")
+        y = fastenh_kernels.axis_layer(x, weights, 2, "frequency" if bands == 32 else "time")
         given.append((y, *torch.autograd.grad(y.sum(), (x, *weights))))
     assert given[0][0].shape == apart.shape
     assert all(map(torch.equal, *given))

@@ -75,7 +75,7 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
 
 @triton.jit(do_not_specialize=["inner", "length"])
 def resident_gradient_kernel(
-    p_qkv,  # (outer, inner, length, 3, H, D) by strides, or the descriptor of (outer, length, inner * 3, H * D)
+    p_qkv,  # (outer, inner, length, 3, H, D) by strides, or its descriptor (``tiles``)
     p_grad_out,  # (outer, inner, length, H, D) by strides, or its descriptor
     p_grad_qkv,  # as qkv
     p_statistics,  # (sequences * H, 2, PADDED)
@@ -144,11 +144,14 @@ def resident_gradient_kernel(
         store_positions(p_grad_qkv, b_dk * ROOT, place, first, column + C, length, s, False, DESCRIPTORS)
         store_positions(p_grad_qkv, b_dv * LARGER, place, first, column + 2 * C, length, s, False, DESCRIPTORS)
     dtype: tl.constexpr = b_q0.dtype
-    store_positions(p_grad_qkv, tl.trans((b_dq0 * ROOT).to(dtype)), place, 0, column, length, s, M1 > 0, DESCRIPTORS)
+    b_dq0 = tl.trans((b_dq0 * ROOT).to(dtype))
+    store_positions(p_grad_qkv, b_dq0, place, 0, column, length, s, M1 > 0, DESCRIPTORS)
     if M1 > 0:
-        store_positions(p_grad_qkv, tl.trans((b_dq1 * ROOT).to(dtype)), place, M0, column, length, s, M2 > 0, DESCRIPTORS)
+        b_dq1 = tl.trans((b_dq1 * ROOT).to(dtype))
+        store_positions(p_grad_qkv, b_dq1, place, M0, column, length, s, M2 > 0, DESCRIPTORS)
     if M2 > 0:
-        store_positions(p_grad_qkv, tl.trans((b_dq2 * ROOT).to(dtype)), place, M0 + M1, column, length, s, False, DESCRIPTORS)
+        b_dq2 = tl.trans((b_dq2 * ROOT).to(dtype))
+        store_positions(p_grad_qkv, b_dq2, place, M0 + M1, column, length, s, False, DESCRIPTORS)
 
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:

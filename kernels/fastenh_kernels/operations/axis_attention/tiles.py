@@ -16,7 +16,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 @triton.jit
 def start(i_outer, i_inner, i_head, s_outer, s_inner, WIDTH: tl.constexpr, D: tl.constexpr, DESCRIPTORS: tl.constexpr):
-    """Where a head of a sequence begins, of WIDTH channels a position: ``place`` and ``column`` of ``load_positions``."""
+    """Where a head of a sequence begins, of WIDTH channels a position: ``place`` and ``column`` for ``load_positions``
+    and ``store_positions``."""
     if DESCRIPTORS:
         place, column = tl.cast(i_outer, tl.int32), tl.cast(i_inner, tl.int32) * WIDTH + i_head * D
     else:

@@ -156,8 +156,8 @@ def launch_project_feed_forward(
 ) -> Tensor:
     """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
 
-    ``mid``, where it is given, receives the rows after the first residual, where the feed-forward's gradient begins, and
-    ``opened`` which hidden units are open: (B, T, F, HIDDEN // 8) bytes.
+    ``mid``, where it is given, receives the rows after the first residual, where the gradient of the feed-forward
+    begins, and ``opened`` which hidden units are open: (B, T, F, HIDDEN // 8) bytes.
     """
     hidden, width = weights.up_weight.shape
     rows = x.numel() // width

@@ -86,8 +86,10 @@ def launch_fold(weights: AxisLayerWeights) -> tuple[Tensor, Tensor]:
 def unfolded(
     grad: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From the gradient of a folded matrix, (N, C) in float32: those of the norm's weight and bias, of the matrix and of
-    its bias."""
+    """The gradients of the norm's weight and bias, of the matrix and of its bias, from that of the folded matrix.
+
+    grad: (N, C), float32.
+    """
     bias = grad.sum(1) / (LEVEL * grad.shape[1])
     grad = grad - LEVEL * bias[:, None]  # of the matrix behind standardised rows
     weight = weight.float()
@@ -113,3 +115,11 @@ def through_standard(b_dn, b_n, b_inverse, b_besides, LEVEL: tl.constexpr, C: tl
     b_level = b_inverse * b_sum / C + LEVEL * b_slope
     b_besides = b_besides.to(tl.float32) - b_level[:, None]
     return b_dn * b_inverse[:, None] + (b_n * b_slope[:, None] + b_besides)
+
+
+@triton.jit
+def through_matrix(b_g, b_w, b_n, b_dn, b_grad, PRECISION: tl.constexpr):
+    """Rows [M, C] that come back from a matrix [C, C]: what they add to the gradients of its rows b_n [M, C] and of the
+    matrix."""
+    b_dn = tl.dot(b_g, b_w, b_dn, input_precision=PRECISION)
+    return b_dn, tl.dot(tl.trans(b_g), b_n, b_grad, input_precision=PRECISION)

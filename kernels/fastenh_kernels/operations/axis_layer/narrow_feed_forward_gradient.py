@@ -1,8 +1,8 @@
 """The gradient of a narrow layer's second half in one launch: of its rows and of its three matrices.
 
-The matrices of a layer of 64 channels, and the sums of their gradients, fit the chip together. So a program computes the
-hidden units of its rows once for everything that is asked of them, and no rows are read again for the matrices. Biases
-behind no norm have the sums of rows as their gradients, which are products with ones.
+The matrices of a layer of 64 channels and the sums of their gradients fit the chip together. So a program computes the
+hidden units of its rows once for all that is asked of them, and no rows are read again for the matrices. The gradients
+of the biases that no norm stands before are sums of rows: products with ones.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ def launch_narrow_feed_forward_gradient(
     axis: str,
 ) -> NarrowFeedForwardGradient:
     """Through the second half to mid, and through the projection to the attended rows, without dropout.
-    up: the matrix as ``launch_fold`` gives it. ``statistics``, where it is given, receives what the gradient of the attention needs of its rows, from ``lse``."""
+
+    up: the matrix as ``launch_fold`` gives it. ``statistics``, where it is given, receives what the gradient of the
+    attention needs of its rows, from ``lse`` among others.
+    """
     hidden, width = weights.up_weight.shape
     rows = mid.numel() // width
     tiles = triton.cdiv(rows, _ROWS)

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
-from fastenh_kernels.operations.axis_layer.folding import standard, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import standard, through_matrix, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.narrow_frequency_training import by_head, side_by_side
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -23,28 +24,6 @@ from fastenh_kernels.shared.rounding import rounded
 from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
 _ROWS = 128
-
-
-@triton.jit
-def by_head(b, L: tl.constexpr, H: tl.constexpr):
-    """[M, C] rows of whole sequences -> [M / L * H, L, D]."""
-    M: tl.constexpr = b.shape[0]
-    D: tl.constexpr = b.shape[1] // H
-    return tl.reshape(tl.permute(tl.reshape(b, (M // L, L, H, D)), (0, 2, 1, 3)), (M // L * H, L, D))
-
-
-@triton.jit
-def side_by_side(b, M: tl.constexpr, C: tl.constexpr):
-    """The other way."""
-    L: tl.constexpr = b.shape[1]
-    H: tl.constexpr = C // b.shape[2]
-    return tl.reshape(tl.permute(tl.reshape(b, (M // L, H, L, b.shape[2])), (0, 2, 1, 3)), (M, C))
-
-
-@triton.jit
-def _through(b_g, b_w, b_n, b_dn, b_grad, PRECISION: tl.constexpr):
-    b_dn = tl.dot(b_g, b_w, b_dn, input_precision=PRECISION)
-    return b_dn, tl.dot(tl.trans(b_g), b_n, b_grad, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles"])
@@ -92,11 +71,11 @@ def narrow_frequency_gradient_kernel(
         b_dv = tl.dot(tl.trans(rounded(b_p, dtype), 0, 2, 1), b_do, input_precision=PRECISION)
         b_dn = tl.zeros([M, C], tl.float32)
         b_g = side_by_side(rounded(b_dv, dtype), M, C)
-        b_dn, b_grad_v = _through(b_g, b_wv, b_n, b_dn, b_grad_v, PRECISION)
+        b_dn, b_grad_v = through_matrix(b_g, b_wv, b_n, b_dn, b_grad_v, PRECISION)
         b_g = side_by_side(rounded(tl.dot(tl.trans(b_ds, 0, 2, 1), b_q, input_precision=PRECISION), dtype), M, C)
-        b_dn, b_grad_k = _through(b_g, b_wk, b_n, b_dn, b_grad_k, PRECISION)
+        b_dn, b_grad_k = through_matrix(b_g, b_wk, b_n, b_dn, b_grad_k, PRECISION)
         b_g = side_by_side(rounded(tl.dot(b_ds, b_k, input_precision=PRECISION), dtype), M, C)
-        b_dn, b_grad_q = _through(b_g, b_wq, b_n, b_dn, b_grad_q, PRECISION)
+        b_dn, b_grad_q = through_matrix(b_g, b_wq, b_n, b_dn, b_grad_q, PRECISION)
         b_besides = load_rows(p_grad_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_dx = rounded(through_standard(b_dn, b_n, b_inverse, b_besides, LEVEL, C), dtype)
         store_rows(p_grad_x, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.folding import standard
-from fastenh_kernels.operations.axis_layer.narrow_frequency_gradient import by_head, side_by_side
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS, row_of
@@ -21,6 +20,22 @@ from fastenh_kernels.shared.rounding import relu, rounded
 from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
 _ROWS = 128
+
+
+@triton.jit
+def by_head(b, L: tl.constexpr, H: tl.constexpr):
+    """[M, C] rows of whole sequences -> [M / L * H, L, D]."""
+    M: tl.constexpr = b.shape[0]
+    D: tl.constexpr = b.shape[1] // H
+    return tl.reshape(tl.permute(tl.reshape(b, (M // L, L, H, D)), (0, 2, 1, 3)), (M // L * H, L, D))
+
+
+@triton.jit
+def side_by_side(b, M: tl.constexpr, C: tl.constexpr):
+    """The other way."""
+    L: tl.constexpr = b.shape[1]
+    H: tl.constexpr = C // b.shape[2]
+    return tl.reshape(tl.permute(tl.reshape(b, (M // L, H, L, b.shape[2])), (0, 2, 1, 3)), (M, C))
 
 
 @triton.jit(do_not_specialize=["rows", "tiles"])

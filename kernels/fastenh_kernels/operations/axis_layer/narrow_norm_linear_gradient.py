@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.folding import standard, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import standard, through_matrix, through_standard, unfolded
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -20,13 +20,6 @@ from fastenh_kernels.shared.rounding import rounded
 from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
 _ROWS = 128
-
-
-@triton.jit
-def _through(b_g, b_w, b_n, b_dn, b_grad, PRECISION: tl.constexpr):
-    """One of queries, keys and values [M, C]: what it adds to the gradients of n [M, C] and of its matrix [C, C]."""
-    b_dn = tl.dot(b_g, b_w, b_dn, input_precision=PRECISION)
-    return b_dn, tl.dot(tl.trans(b_g), b_n, b_grad, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=["rows", "tiles"])
@@ -60,11 +53,11 @@ def narrow_norm_linear_gradient_kernel(
         b_n, b_inverse = standard(as_result(b_x, b_nothing), LEVEL, C, EPS, dtype)
         b_dn = tl.zeros([M, C], tl.float32)
         b_g = load_rows(p_grad_out, o_m, o_c, tile, 0, rows, 3 * C, DESCRIPTORS)  # [M, C]
-        b_dn, b_grad_q = _through(b_g, b_wq, b_n, b_dn, b_grad_q, PRECISION)
+        b_dn, b_grad_q = through_matrix(b_g, b_wq, b_n, b_dn, b_grad_q, PRECISION)
         b_g = load_rows(p_grad_out, o_m, o_c, tile, C, rows, 3 * C, DESCRIPTORS)
-        b_dn, b_grad_k = _through(b_g, b_wk, b_n, b_dn, b_grad_k, PRECISION)
+        b_dn, b_grad_k = through_matrix(b_g, b_wk, b_n, b_dn, b_grad_k, PRECISION)
         b_g = load_rows(p_grad_out, o_m, o_c, tile, 2 * C, rows, 3 * C, DESCRIPTORS)
-        b_dn, b_grad_v = _through(b_g, b_wv, b_n, b_dn, b_grad_v, PRECISION)
+        b_dn, b_grad_v = through_matrix(b_g, b_wv, b_n, b_dn, b_grad_v, PRECISION)
         b_besides = load_rows(p_grad_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_dx = rounded(through_standard(b_dn, b_n, b_inverse, b_besides, LEVEL, C), dtype)
         store_rows(p_grad_x, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)

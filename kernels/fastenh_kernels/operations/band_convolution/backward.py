@@ -38,8 +38,8 @@ def through_silu(b_x, dtype, b_dh, b_scale, b_shift):
 
 @triton.jit
 def by_pairs(b_x, M: tl.constexpr, C: tl.constexpr, APART: tl.constexpr):
-    """[M // 2, C] of [M, C]: sums of two rows, which one thread holds: M / 2 apart where it loaded them, 8 apart where a
-    product left them."""
+    """[M // 2, C] of [M, C]: sums of two rows that one thread holds. They are M / 2 apart where it loaded them, 8 apart
+    where a product left them."""
     return tl.reshape(tl.sum(tl.reshape(b_x, (M // (2 * APART), 2, APART, C)), 1), (M // 2, C))
 
 
