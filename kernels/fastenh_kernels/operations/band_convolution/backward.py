@@ -110,16 +110,16 @@ def band_convolution_backward_kernel(
         if MIX:
             if ACTIVE:  # again for each frame, or the registers spill
                 b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
-            b_skip = load_rows(p_skip, o_m, o_c, t, 0, rows, C, DESCRIPTORS)
             b_dh = tl.dot(b_g, b_skip_w, input_precision=PRECISION)
+            b_skip = load_rows(p_skip, o_m, o_c, t, 0, rows, C, DESCRIPTORS)
             if DESCRIPTORS:
                 b_skip = as_result(b_skip, b_nothing)
             b_other, b_dz, b_dzx = through_silu(b_skip, dtype, b_dh, b_skip_scale, b_skip_shift)
             b_skip_scales += by_pairs(b_dzx, M, C, APART)
             b_skip_shifts += by_pairs(b_dz, M, C, APART)
             store_rows(p_grad_skip, rounded(b_dz * b_skip_scale, dtype), o_m, o_c, t, 0, rows, C, DESCRIPTORS)
-        b_x = load_rows(p_x, o_m, o_c, t, 0, rows, C, DESCRIPTORS)
         b_dh = tl.dot(b_g, b_w, input_precision=PRECISION)
+        b_x = load_rows(p_x, o_m, o_c, t, 0, rows, C, DESCRIPTORS)
         if ACTIVE:
             if DESCRIPTORS:
                 b_x = as_result(b_x, b_nothing)
