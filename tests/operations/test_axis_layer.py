@@ -269,6 +269,38 @@ def test_gradient(target, axis, b, t, f):
     check_gradients(kernel(axis), plain(axis), arguments, target)
 
 
+@AXES
+@pytest.mark.parametrize(("t", "f"), [(9, 32), (3, 40)])
+def test_gradient_of_a_narrow_layer(target, monkeypatch, axis, t, f):
+    """In 16 bit a program sums the gradients of all matrices over its tiles, the last of which may end early."""
+    torch.manual_seed(0)
+    given = kernel(axis)
+    from fastenh_kernels.operations.axis_layer import (
+        backward,
+        narrow_feed_forward_gradient,
+        narrow_frequency_gradient,
+        narrow_frequency_training,
+        narrow_norm_linear_gradient,
+    )
+
+    launched = []
+    for module in (
+        narrow_feed_forward_gradient,
+        narrow_frequency_gradient,
+        narrow_frequency_training,
+        narrow_norm_linear_gradient,
+    ):
+        monkeypatch.setattr(module, "processors", lambda device: 1)
+    for name in ("launch_narrow_feed_forward_gradient", "launch_feed_forward_gradient"):
+        monkeypatch.setattr(backward, name, recorded(getattr(backward, name), launched))
+    weights = layer_weights(64, 128)
+    for number, factor in ((0, 3.0), (1, 2.0), (3, 3.0), (6, 3.0), (7, 2.0)):  # what is folded into matrices
+        weights[number] = weights[number] * factor
+    arguments = clear_of_zero(plain(axis), (2 + randn(1, t, f, 64), *weights), target[1])
+    check_gradients(given, plain(axis), arguments, target)
+    assert launched[0].startswith("launch_narrow") == (target[1] != torch.float32)
+
+
 # lengths and bands that take other kernels where nothing is hidden: all of a layer, or the norm with attention, at once
 @pytest.mark.parametrize(("axis", "t", "f", "history"), [
     ("time", 61, 1, 1), ("time", 61, 1, 3), ("time", 33, 2, 40), ("time", 125, 1, 128), ("frequency", 1, 32, 5),
@@ -320,13 +352,14 @@ def test_dropout_follows_the_seed_of_torch(interpreted):
 
 
 @pytest.mark.parametrize("clips", [0, 1])
-def test_rows_that_a_copy_engine_does_not_take(interpreted, clips):
+@pytest.mark.parametrize(("hidden", "bands"), [(64, 3), (128, 3), (128, 32)])
+def test_rows_that_a_copy_engine_does_not_take(interpreted, clips, hidden, bands):
     """None, or not aligned to 16 bytes."""
-    weights = AxisLayerWeights(*(w.half().requires_grad_() for w in layer_weights(64, 64)))
-    apart = randn(clips * 2 * 3 * 64 + 1).half()[1:].view(clips, 2, 3, 64)
+    weights = AxisLayerWeights(*(w.half().requires_grad_() for w in layer_weights(64, hidden)))
+    apart = randn(clips * 2 * bands * 64 + 1).half()[1:].view(clips, 2, bands, 64)
     given = []
     for x in (apart.requires_grad_(), apart.detach().clone().requires_grad_()):
-        y = fastenh_kernels.axis_layer(x, weights, 2, "time")
+        y = fastenh_kernels.axis_layer(x, weights, 2, "frequency" if bands == 32 else "time")
         given.append((y, *torch.autograd.grad(y.sum(), (x, *weights))))
     assert given[0][0].shape == apart.shape
     assert all(map(torch.equal, *given))
@@ -344,6 +377,10 @@ def test_rules_of_torch(interpreted):
              0.1, torch.tensor([3]), 0)  # fmt: skip
     torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)
     torch.library.opcheck(forward.axis_layer_forward, (*layer[:-1], 2), test_utils=RULES)
+    for axis in ("frequency", "time"):  # narrow layers keep other rows
+        weights = [w.half().requires_grad_() for w in layer_weights(64, 128)]
+        layer = (randn(1, 2, 32, 64).half().requires_grad_(), weights, 2, axis, 0.0, None, 0)
+        torch.library.opcheck(forward.axis_layer_forward, layer, test_utils=RULES)
 
 
 def test_backends_agree():

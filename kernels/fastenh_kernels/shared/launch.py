@@ -89,7 +89,8 @@ def launch(
 
 def _on_device_of(arguments: dict[str, Any]) -> AbstractContextManager[object]:
     """Triton launches on the current device, wherever the tensors are."""
-    device = next(value.device for value in arguments.values() if isinstance(value, torch.Tensor))
+    values = (getattr(value, "base", value) for value in arguments.values())  # a descriptor has the tensor as its base
+    device = next(value.device for value in values if isinstance(value, torch.Tensor))
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

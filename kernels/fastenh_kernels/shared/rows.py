@@ -49,3 +49,18 @@ def store_rows(p, b, o_m, o_c, tile, first, rows, WIDTH: tl.constexpr, DESCRIPTO
     else:
         m_m = o_m[:, None] < rows - tile * M
         tl.store(p + tile * (M * WIDTH) + o_m[:, None] * WIDTH + (first + o_c)[None, :], b, mask=m_m)
+
+
+@triton.jit
+def nothing(M: tl.constexpr, C: tl.constexpr, dtype: tl.constexpr):
+    """[M, 16] and [16, C], whose product is zero. The second one is computed, since of a constant each thread would
+    store all that it may need, not its share."""
+    b_zeros = tl.where(tl.arange(0, 16)[:, None] + tl.arange(0, C)[None, :] >= 0, 0.0, 1.0)
+    return tl.full([M, 16], 1.0, dtype), b_zeros.to(dtype)
+
+
+@triton.jit
+def as_result(b_x, b_nothing):
+    """[M, C] rows in float32, where a product leaves its results: ``nothing`` is added to them. What follows is then
+    computed there alone; the compiler may compute it twice where a product and a store both want it."""
+    return tl.dot(b_nothing[0], b_nothing[1], b_x.to(tl.float32))

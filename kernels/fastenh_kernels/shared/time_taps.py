@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.launch import LARGE, Cost, chunk_of, dot_precision, launch, shared_memory, size, warpgroups
-from fastenh_kernels.shared.relu import relu
+from fastenh_kernels.shared.rounding import relu
 
 
 @triton.jit

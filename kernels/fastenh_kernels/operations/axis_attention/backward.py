@@ -142,7 +142,7 @@ def launch_attention_gradient(
     }
     programs = qkv.shape[0] * qkv.shape[inner] * heads if length else 0
     if resident := _resident(qkv, width, length, dropout, history):
-        launch_resident_gradient(programs, resident, grad_out, statistics, common)
+        launch_resident_gradient(programs, resident, grad_out, statistics, axis, common)
     else:
         launch_streaming_gradient(programs, grad_out, statistics, common | {"HISTORY": history})
     return grad_qkv

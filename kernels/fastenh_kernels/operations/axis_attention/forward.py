@@ -64,7 +64,7 @@ def _launch(
     sequences = qkv.shape[0] * qkv.shape[inner] if qkv.shape[along] else 0
     resident = None if history else resident_sizes(qkv, width, qkv.shape[along], dropout)
     if resident:
-        launch_resident(sequences * heads, resident, qkv, out, common)
+        launch_resident(sequences * heads, resident, qkv, out, axis, common)
     else:
         launch_streaming(sequences * heads, qkv, out, common, history)
 

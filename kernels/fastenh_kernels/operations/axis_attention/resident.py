@@ -14,8 +14,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.scores import attention_cost, scores
+from fastenh_kernels.operations.axis_attention.tiles import in_tiles, load_positions, start, store_positions, tiles_of
 from fastenh_kernels.shared.dropout import ROW, WEIGHTS, drop, key_of
 from fastenh_kernels.shared.launch import launch, warpgroups
+from fastenh_kernels.shared.rows import has_descriptors
 
 
 class Resident(NamedTuple):
@@ -39,15 +41,13 @@ _RESIDENT = {  # by the longest sequence
 
 @triton.jit
 def _resident_rows(
-    p_qkv, p_out, p_lse, key, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1,
+    p_qkv, p_out, p_lse, key, first, length, place, column, s_qkv, place_out, column_out, s_out, b_k0, b_v0, b_k1, b_v1,
     K0: tl.constexpr, K1: tl.constexpr, M: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, FULL: tl.constexpr,
-    WHOLE: tl.constexpr, LSE: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, LSE: tl.constexpr, DESCRIPTORS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows ``first`` to ``first + M``, all of them there where WHOLE, against all keys."""
     o_m = first + tl.arange(0, M)
-    o_d = tl.arange(0, D)
-    m_m = (o_m < length)[:, None] | WHOLE
-    b_q = tl.load(p_qkv + o_m[:, None] * s_qkv + o_d[None, :], mask=m_m, other=0.0)  # [M, D]
+    b_q = load_positions(p_qkv, place, first, column, length, s_qkv, M, D, WHOLE, DESCRIPTORS)  # [M, D]
     b_s0 = scores(b_q, b_k0, tl.arange(0, K0), length, FULL, PRECISION)  # [M, K0]
     b_max = tl.max(b_s0, 1)
     if K1 > 0:
@@ -66,15 +66,16 @@ def _resident_rows(
             b_p1 = drop(b_p1, key, (o_m * ROW)[:, None], K0 + tl.arange(0, K1)[None, :], 8, DROPOUT)
         b_out = tl.dot(b_p1.to(b_v1.dtype), b_v1, b_out, input_precision=PRECISION)
     b_out = b_out * (1.0 / b_sum)[:, None]
-    tl.store(p_out + o_m[:, None] * s_out + o_d[None, :], b_out.to(p_out.dtype.element_ty), mask=m_m)
+    store_positions(p_out, b_out, place_out, first, column_out, length, s_out, WHOLE, DESCRIPTORS)
     if LSE:
         tl.store(p_lse + o_m, b_max + tl.log2(b_sum), mask=(o_m < length) | WHOLE)
 
 
 @triton.jit(do_not_specialize=["inner", "length"])
 def resident_attention_kernel(
-    p_qkv,  # (outer, inner, length, 3, H, D) by strides
-    p_out,  # (outer, inner, length, H, D) by strides
+    p_qkv,  # (outer, inner, length, 3, H, D) by strides, or its descriptor
+    p_keys,  # the same, in tiles of K0
+    p_out,  # (outer, inner, length, H, D) by strides, or its descriptor
     p_lse,  # (sequences * H, length): logarithm of the softmax sums to base 2, written where LSE
     p_seed,  # (1,), of the dropout
     inner,
@@ -94,6 +95,7 @@ def resident_attention_kernel(
     TAIL: tl.constexpr,
     FULL: tl.constexpr,
     LSE: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -101,31 +103,27 @@ def resident_attention_kernel(
     i_head = tl.program_id(0) % H
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
-    p_qkv += i_outer * s_qkv_outer + i_inner * s_qkv_inner + i_head * D
-    p_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
+    C: tl.constexpr = H * D
+    place, column = start(i_outer, i_inner, i_head, s_qkv_outer, s_qkv_inner, 3 * C, D, DESCRIPTORS)
+    place_out, column_out = start(i_outer, i_inner, i_head, s_out_outer, s_out_inner, C, D, DESCRIPTORS)
     p_lse += tl.program_id(0).to(tl.int64) * length
-    o_d = tl.arange(0, D)
-    o_k0 = tl.arange(0, K0)
-    p_k0 = p_qkv + o_k0[:, None] * s_qkv + o_d[None, :]
-    b_k0 = tl.load(p_k0 + H * D, mask=o_k0[:, None] < length, other=0.0)  # [K0, D]
-    b_v0 = tl.load(p_k0 + 2 * H * D, mask=o_k0[:, None] < length, other=0.0)
+    b_k0 = load_positions(p_keys, place, 0, column + C, length, s_qkv, K0, D, False, DESCRIPTORS)  # [K0, D]
+    b_v0 = load_positions(p_keys, place, 0, column + 2 * C, length, s_qkv, K0, D, False, DESCRIPTORS)
     if K1 > 0:
-        o_k1 = K0 + tl.arange(0, K1)
-        p_k1 = p_qkv + o_k1[:, None] * s_qkv + o_d[None, :]
-        b_k1 = tl.load(p_k1 + H * D, mask=o_k1[:, None] < length, other=0.0)  # [K1, D]
-        b_v1 = tl.load(p_k1 + 2 * H * D, mask=o_k1[:, None] < length, other=0.0)
+        b_k1 = load_positions(p_qkv, place, K0, column + C, length, s_qkv, K1, D, False, DESCRIPTORS)  # [K1, D]
+        b_v1 = load_positions(p_qkv, place, K0, column + 2 * C, length, s_qkv, K1, D, False, DESCRIPTORS)
     else:
         b_k1, b_v1 = b_k0, b_v0
     whole = length if TAIL == 0 else length // M * M
     for first in tl.range(0, whole, M):
         _resident_rows(
-            p_qkv, p_out, p_lse, key, first, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE,
-            FULL, TAIL > 0, LSE, DROPOUT, PRECISION,
+            p_qkv, p_out, p_lse, key, first, length, place, column, s_qkv, place_out, column_out, s_out,
+            b_k0, b_v0, b_k1, b_v1, K0, K1, M, D, SCALE, FULL, TAIL > 0, LSE, DESCRIPTORS, DROPOUT, PRECISION,
         )  # fmt: skip
     if TAIL > 0:
         _resident_rows(
-            p_qkv, p_out, p_lse, key, whole, length, s_qkv, s_out, b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE,
-            FULL, False, LSE, DROPOUT, PRECISION,
+            p_qkv, p_out, p_lse, key, whole, length, place, column, s_qkv, place_out, column_out, s_out,
+            b_k0, b_v0, b_k1, b_v1, K0, K1, TAIL, D, SCALE, FULL, False, LSE, DESCRIPTORS, DROPOUT, PRECISION,
         )  # fmt: skip
 
 
@@ -139,19 +137,25 @@ def resident_sizes(qkv: Tensor, width: int, length: int, dropout: float) -> Resi
     return None
 
 
-def launch_resident(programs: int, sizes: Resident, qkv: Tensor, out: Tensor, common: dict[str, Any]) -> None:
+def launch_resident(
+    programs: int, sizes: Resident, qkv: Tensor, out: Tensor, axis: str, common: dict[str, Any]
+) -> None:
     length = common["length"]
     tail = 16 if sizes.keys1 == 16 else 0  # 65 bands: 64 rows and one more
+    descriptors = has_descriptors(qkv) and not tail and sizes.keys1 in (0, sizes.rows)
+    keys = tiles_of(qkv, axis, sizes.keys0, common["D"]) if descriptors else qkv
     loops = (length // sizes.rows if tail else triton.cdiv(length, sizes.rows),)
     launch(
         resident_attention_kernel,
         programs,
         lambda: attention_cost(qkv, out, length, loops),
         num_warps=sizes.warps,
-        **common,
+        **(common | in_tiles(common, axis, sizes.rows) if descriptors else common),
+        p_keys=keys,
         K0=sizes.keys0,
         K1=sizes.keys1,
         M=sizes.rows,
         TAIL=tail,
         FULL=length >= sizes.keys0,
+        DESCRIPTORS=descriptors,
     )

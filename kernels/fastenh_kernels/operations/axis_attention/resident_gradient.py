@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastenh_kernels.operations.axis_attention.tiles import in_tiles, load_positions, start, store_positions
 from fastenh_kernels.shared.dropout import ROW, WEIGHTS, keeps, key_of
 from fastenh_kernels.shared.launch import Cost, launch, size, warpgroups
+from fastenh_kernels.shared.rows import has_descriptors
 
 
 class Blocks(NamedTuple):
@@ -71,27 +73,11 @@ def _pair(b_q, b_do, p_row, key, o_m, first, length, b_k, b_v, b_dk, b_dv, b_dq,
     return b_dk, b_dv, b_dq
 
 
-@triton.jit
-def _load_rows(p_qkv, p_grad_out, o_m, length, s, s_out, D: tl.constexpr, WHOLE: tl.constexpr):
-    o_d = tl.arange(0, D)[None, :]
-    m_m = (o_m < length)[:, None] | WHOLE
-    b_q = tl.load(p_qkv + o_m[:, None] * s + o_d, mask=m_m, other=0.0)  # [M, D]
-    b_do = tl.load(p_grad_out + o_m[:, None] * s_out + o_d, mask=m_m, other=0.0)
-    return b_q, b_do
-
-
-@triton.jit
-def _store_rows(p_grad_qkv, o_m, length, s, b_dq, D: tl.constexpr, ROOT: tl.constexpr, WHOLE: tl.constexpr):
-    p = p_grad_qkv + o_m[:, None] * s + tl.arange(0, D)[None, :]
-    m_m = (o_m < length)[:, None] | WHOLE
-    tl.store(p, tl.trans((b_dq * ROOT).to(p_grad_qkv.dtype.element_ty)), mask=m_m)
-
-
 @triton.jit(do_not_specialize=["inner", "length"])
 def resident_gradient_kernel(
-    p_qkv,  # (outer, inner, length, 3, H, D) by strides
-    p_grad_out,  # (outer, inner, length, H, D) by strides
-    p_grad_qkv,  # strides as of qkv
+    p_qkv,  # (outer, inner, length, 3, H, D) by strides, or its descriptor (``tiles``)
+    p_grad_out,  # (outer, inner, length, H, D) by strides, or its descriptor
+    p_grad_qkv,  # as qkv
     p_statistics,  # (sequences * H, 2, PADDED)
     p_seed,  # (1,), of the dropout
     inner,
@@ -112,6 +98,7 @@ def resident_gradient_kernel(
     N: tl.constexpr,
     PADDED: tl.constexpr,
     LARGER: tl.constexpr,  # kept weights, and what goes with them
+    DESCRIPTORS: tl.constexpr,
     DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -119,26 +106,25 @@ def resident_gradient_kernel(
     i_head = tl.program_id(0) % H
     i_sequence = tl.program_id(0) // H
     i_outer, i_inner = (i_sequence // inner).to(tl.int64), (i_sequence % inner).to(tl.int64)
-    o_qkv = i_outer * s_outer + i_inner * s_inner + i_head * D
-    p_qkv += o_qkv
-    p_grad_qkv += o_qkv
-    p_grad_out += i_outer * s_out_outer + i_inner * s_out_inner + i_head * D
+    C: tl.constexpr = H * D
+    place, column = start(i_outer, i_inner, i_head, s_outer, s_inner, 3 * C, D, DESCRIPTORS)
+    place_out, column_out = start(i_outer, i_inner, i_head, s_out_outer, s_out_inner, C, D, DESCRIPTORS)
     p_row = p_statistics + tl.program_id(0).to(tl.int64) * (2 * PADDED)
-    b_q0, b_do0 = _load_rows(p_qkv, p_grad_out, tl.arange(0, M0), length, s, s_out, D, M1 > 0)
+    b_q0 = load_positions(p_qkv, place, 0, column, length, s, M0, D, M1 > 0, DESCRIPTORS)
+    b_do0 = load_positions(p_grad_out, place_out, 0, column_out, length, s_out, M0, D, M1 > 0, DESCRIPTORS)
     b_dq0 = tl.zeros([D, M0], tl.float32)
     b_q1, b_do1, b_dq1, b_q2, b_do2, b_dq2 = b_q0, b_do0, b_dq0, b_q0, b_do0, b_dq0
     if M1 > 0:
-        b_q1, b_do1 = _load_rows(p_qkv, p_grad_out, M0 + tl.arange(0, M1), length, s, s_out, D, M2 > 0)
+        b_q1 = load_positions(p_qkv, place, M0, column, length, s, M1, D, M2 > 0, DESCRIPTORS)
+        b_do1 = load_positions(p_grad_out, place_out, M0, column_out, length, s_out, M1, D, M2 > 0, DESCRIPTORS)
         b_dq1 = tl.zeros([D, M1], tl.float32)
     if M2 > 0:
-        b_q2, b_do2 = _load_rows(p_qkv, p_grad_out, M0 + M1 + tl.arange(0, M2), length, s, s_out, D, False)
+        b_q2 = load_positions(p_qkv, place, M0 + M1, column, length, s, M2, D, False, DESCRIPTORS)
+        b_do2 = load_positions(p_grad_out, place_out, M0 + M1, column_out, length, s_out, M2, D, False, DESCRIPTORS)
         b_dq2 = tl.zeros([D, M2], tl.float32)
     for first in tl.range(0, length, N, disable_licm=DROPOUT > 0):
-        o_n = first + tl.arange(0, N)
-        m_n = (o_n < length)[:, None]
-        o_k = o_n[:, None] * s + tl.arange(0, D)[None, :] + H * D
-        b_k = tl.load(p_qkv + o_k, mask=m_n, other=0.0)  # [N, D]
-        b_v = tl.load(p_qkv + o_k + H * D, mask=m_n, other=0.0)
+        b_k = load_positions(p_qkv, place, first, column + C, length, s, N, D, False, DESCRIPTORS)  # [N, D]
+        b_v = load_positions(p_qkv, place, first, column + 2 * C, length, s, N, D, False, DESCRIPTORS)
         b_dk = tl.zeros([N, D], tl.float32)
         b_dv = tl.zeros([N, D], tl.float32)
         b_dk, b_dv, b_dq0 = _pair(
@@ -155,13 +141,17 @@ def resident_gradient_kernel(
                 b_q2, b_do2, p_row, key, M0 + M1 + tl.arange(0, M2), first, length, b_k, b_v, b_dk, b_dv, b_dq2,
                 SCALE, PADDED, M2 > 0, DROPOUT, PRECISION,
             )  # fmt: skip
-        tl.store(p_grad_qkv + o_k, (b_dk * ROOT).to(p_grad_qkv.dtype.element_ty), mask=m_n)
-        tl.store(p_grad_qkv + o_k + H * D, (b_dv * LARGER).to(p_grad_qkv.dtype.element_ty), mask=m_n)
-    _store_rows(p_grad_qkv, tl.arange(0, M0), length, s, b_dq0, D, ROOT, M1 > 0)
+        store_positions(p_grad_qkv, b_dk * ROOT, place, first, column + C, length, s, False, DESCRIPTORS)
+        store_positions(p_grad_qkv, b_dv * LARGER, place, first, column + 2 * C, length, s, False, DESCRIPTORS)
+    dtype: tl.constexpr = b_q0.dtype
+    b_dq0 = tl.trans((b_dq0 * ROOT).to(dtype))
+    store_positions(p_grad_qkv, b_dq0, place, 0, column, length, s, M1 > 0, DESCRIPTORS)
     if M1 > 0:
-        _store_rows(p_grad_qkv, M0 + tl.arange(0, M1), length, s, b_dq1, D, ROOT, M2 > 0)
+        b_dq1 = tl.trans((b_dq1 * ROOT).to(dtype))
+        store_positions(p_grad_qkv, b_dq1, place, M0, column, length, s, M2 > 0, DESCRIPTORS)
     if M2 > 0:
-        _store_rows(p_grad_qkv, M0 + M1 + tl.arange(0, M2), length, s, b_dq2, D, ROOT, False)
+        b_dq2 = tl.trans((b_dq2 * ROOT).to(dtype))
+        store_positions(p_grad_qkv, b_dq2, place, M0 + M1, column, length, s, False, DESCRIPTORS)
 
 
 def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blocks | None:
@@ -173,12 +163,14 @@ def resident_blocks(qkv: Tensor, width: int, length: int, dropout: float) -> Blo
 
 
 def launch_resident_gradient(
-    programs: int, sizes: Blocks, grad_out: Tensor, statistics: Tensor, common: dict[str, Any]
+    programs: int, sizes: Blocks, grad_out: Tensor, statistics: Tensor, axis: str, common: dict[str, Any]
 ) -> None:
     length = common["length"]
+    qkv, alike = common["p_qkv"], {sizes.rows0, sizes.keys} | ({sizes.rows1, sizes.rows2} - {0})
+    descriptors = has_descriptors(qkv) and len(alike) == 1
 
     def cost() -> Cost:
-        moved = size(common["p_qkv"], common["p_grad_qkv"], grad_out, statistics)
+        moved = size(qkv, common["p_grad_qkv"], grad_out, statistics)
         loops = (triton.cdiv(length, sizes.keys),)
         return Cost(loops, flop=10 * grad_out.numel() * length, l2_bytes=moved, dram_bytes=moved)
 
@@ -188,10 +180,11 @@ def launch_resident_gradient(
         cost,
         num_warps=sizes.warps,
         num_stages=2 if common["DROPOUT"] else 1,  # one stage spills with dropout in Triton 3.6
-        **common,
+        **(common | in_tiles(common, axis, sizes.keys) if descriptors else common),
         M0=sizes.rows0,
         M1=sizes.rows1,
         M2=sizes.rows2,
         N=sizes.keys,
         PADDED=statistics.shape[2],
+        DESCRIPTORS=descriptors,
     )

@@ -2,7 +2,7 @@
 
 The forward pass keeps, beside its input and the packed projections, the attended rows, the softmax sums, the rows
 between the two halves of the layer (``mid``) and which hidden units are open. Normalised rows are computed again. Five
-launches and those of the attention:
+launches and those of the attention (a narrow layer takes fewer, see ``_narrow_gradient``):
 
     grad_y -> feed_forward_gradient: through the second half to mid, and through the projection to the attended rows
            -> feed_forward_weights: up and down matrices;   weight_gradient: output projection
@@ -25,7 +25,11 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_attention.backward import empty_statistics, launch_attention_gradient
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import launch_feed_forward_gradient
 from fastenh_kernels.operations.axis_layer.feed_forward_weights import launch_feed_forward_weights
-from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward
+from fastenh_kernels.operations.axis_layer.folding import launch_fold
+from fastenh_kernels.operations.axis_layer.forward import axis_layer_forward, in_one_launch, sums_on_chip
+from fastenh_kernels.operations.axis_layer.narrow_feed_forward_gradient import launch_narrow_feed_forward_gradient
+from fastenh_kernels.operations.axis_layer.narrow_frequency_gradient import launch_narrow_frequency_gradient
+from fastenh_kernels.operations.axis_layer.narrow_norm_linear_gradient import launch_narrow_norm_linear_gradient
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.launch import LARGE, Cost, dot_precision, launch, processors, shared_memory, size
 from fastenh_kernels.shared.norm import EPS, row_of, standardise, through_norm
@@ -148,9 +152,11 @@ def launch_axis_layer_backward(
     history: int,
 ) -> list[Tensor]:
     """[grad_x, and the gradients of the twelve weights in float32]. ``kept``: of ``axis_layer_forward``, without y."""
-    qkv, attended, lse, mid, opened = kept
     w = AxisLayerWeights(*weights).with_matrices_in(x.dtype)
     x, grad_y = x.contiguous(), grad_y.contiguous()
+    if sums_on_chip(x, w, heads, dropout):
+        return _narrow_gradient(grad_y, x, kept, w, heads, axis, history)
+    attended, mid, qkv, lse, opened = kept
     statistics = empty_statistics(qkv, heads, axis, dropout, history)
     grad = launch_feed_forward_gradient(grad_y, mid, opened, attended, lse, statistics, w, heads, axis, dropout, seed)
     grad_up, grad_up_bias, grad_down = launch_feed_forward_weights(grad.normed, grad.dropped_y, w, dropout, seed)
@@ -177,6 +183,25 @@ def launch_axis_layer_backward(
     return [grad_x, *gradients]
 
 
+def _narrow_gradient(
+    grad_y: Tensor, x: Tensor, kept: Sequence[Tensor], weights: AxisLayerWeights, heads: int, axis: str, history: int
+) -> list[Tensor]:
+    """The same where the launches sum the gradients of matrices: two, or three with the attention by itself."""
+    attended, mid, *others = kept
+    if in_one_launch(x, weights, heads, axis, 0.0, history):
+        qkv, up = others
+        second = launch_narrow_feed_forward_gradient(grad_y, mid, attended, None, None, up, weights, heads, axis)
+        grad_x, first = launch_narrow_frequency_gradient(second.attended, x, second.mid, qkv, weights, heads)
+    else:
+        projected, lse = others
+        qkv, up = launch_fold(weights)
+        statistics = empty_statistics(projected, heads, axis, 0.0, history)
+        second = launch_narrow_feed_forward_gradient(grad_y, mid, attended, lse, statistics, up, weights, heads, axis)
+        grad = launch_attention_gradient(second.attended, projected, statistics, heads, axis, 0.0, None, history)
+        grad_x, first = launch_narrow_norm_linear_gradient(grad, x, second.mid, qkv, weights)
+    return [grad_x, *AxisLayerWeights(**first, **second.weights)]
+
+
 def _rows(x: Tensor) -> Tensor:
     """(B, T, F, C) -> (rows, C)."""
     return x.flatten(0, 2)
@@ -198,7 +223,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 def _gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | list[Tensor] | None, ...]:
     seed, x, *saved = ctx.saved_tensors
-    kept, weights = saved[:5], saved[5:]
+    count = len(AxisLayerWeights._fields)
+    kept, weights = saved[:-count], saved[-count:]
     gradients = axis_layer_backward(grads[0], x, kept, weights, ctx.heads, ctx.axis, ctx.dropout, seed, ctx.history)
     return gradients[0], as_dtypes_of(gradients[1:], weights), None, None, None, None, None
 

@@ -18,7 +18,7 @@ from fastenh_kernels.shared.bits import packed
 from fastenh_kernels.shared.dropout import FEED_FORWARD, HIDDEN_UNITS, PROJECTION, drop, kept, row_draws
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, tensor_memory
 from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
-from fastenh_kernels.shared.relu import relu
+from fastenh_kernels.shared.rounding import relu
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
 
@@ -76,7 +76,7 @@ def project_feed_forward_kernel(
     p_down_bias,  # (C,)
     p_y,  # (rows, C), or its descriptor, as the other rows
     p_mid,  # (rows, C): the rows between the two halves, written where KEEP
-    p_open,  # (rows, HIDDEN // 8), written where KEEP: the hidden units that are open, and kept, as of ``packed``
+    p_open,  # (rows, HIDDEN // 8), written where BITS: the hidden units that are open, and kept, as of ``packed``
     p_seed,  # (1,), of the dropout
     rows,
     tiles,
@@ -90,6 +90,7 @@ def project_feed_forward_kernel(
     STAGES: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     KEEP: tl.constexpr,
+    BITS: tl.constexpr,
     DROPOUT: tl.constexpr,
     FOLDED: tl.constexpr,  # the norm adds LEVEL alone, and there is no bias behind it
     LEVEL: tl.constexpr,
@@ -129,7 +130,7 @@ def project_feed_forward_kernel(
                 b_h += row_of(p_up_bias, first + o_n)
             if DROPOUT > 0:
                 b_h = kept(b_h, key, (o_draw + first)[:, None], o_n[None, :], 8, DROPOUT)
-            if KEEP:
+            if BITS:
                 p_bits = p_open + (tile * (M * HIDDEN // 8) + first // 8)
                 p_bits += o_m[:, None] * (HIDDEN // 8) + tl.arange(0, N // 8)[None, :]
                 tl.store(p_bits, packed(b_h > 0.0), mask=o_m[:, None] < rows - tile * M)
@@ -155,8 +156,8 @@ def launch_project_feed_forward(
 ) -> Tensor:
     """Projection, residual, LN, feed-forward, residual. Contiguous (B, T, F, C) twice -> (B, T, F, C).
 
-    ``mid`` receives the rows after the first residual, where the feed-forward's gradient begins, and ``opened`` which
-    hidden units are open: (B, T, F, HIDDEN // 8) bytes.
+    ``mid``, where it is given, receives the rows after the first residual, where the gradient of the feed-forward
+    begins, and ``opened`` which hidden units are open: (B, T, F, HIDDEN // 8) bytes.
     """
     hidden, width = weights.up_weight.shape
     rows = x.numel() // width
@@ -200,6 +201,7 @@ def launch_project_feed_forward(
         EPS=EPS,
         **sizes.constants(),
         KEEP=mid is not None,
+        BITS=opened is not None,
         DROPOUT=dropout,
         FOLDED=folded,
         LEVEL=LEVEL,

@@ -23,7 +23,7 @@ from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, s
 
 
 @triton.jit
-def _store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded,
+def store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded,
                       H: tl.constexpr, TIME: tl.constexpr):  # fmt: skip
     """Softmax sums and sums of attended rows times their gradients, [M, heads], in the order of the sequences."""
     o_t, o_f = o_row // bands, o_row % bands
@@ -128,7 +128,7 @@ def feed_forward_gradient_kernel(
             b_a = load_rows(p_attended, o_m, o_k, tile, first, rows, C, DESCRIPTORS).to(tl.float32)
             b_delta = tl.sum(tl.reshape(b_a * b_da.to(tl.float32), (M, K * H // C, C // H)), 2) * (1.0 - DROPOUT)
             o_row, o_h = tl.cast(tile * M, tl.int32) + o_m, first * H // C + tl.arange(0, K * H // C)
-            _store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
+            store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
 
 
 class FeedForwardGradient(NamedTuple):

@@ -18,6 +18,8 @@ from fastenh_kernels.operations.axis_attention.forward import launch_axis_attent
 from fastenh_kernels.operations.axis_attention.sequences import softmax_sums
 from fastenh_kernels.operations.axis_layer import narrow
 from fastenh_kernels.operations.axis_layer.feed_forward import launch_project_feed_forward
+from fastenh_kernels.operations.axis_layer.folding import launch_fold
+from fastenh_kernels.operations.axis_layer.narrow_frequency_training import launch_narrow_frequency_training
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.dropout import draw_seed
@@ -97,7 +99,7 @@ def launch_norm_linear(x: Tensor, weights: AxisLayerWeights, folded: bool = Fals
     m, n, warps = _tiles(x)
     parts = width // n
     tiles = triton.cdiv(rows, m)
-    programs = min(tiles, 2 * processors(x.device))  # two an SM: one computes while the other loads
+    programs = min(tiles, (1 if m == 128 else 2) * processors(x.device))  # of two one computes while the other loads
 
     def cost() -> Cost:
         matrix = weights.qkv_weight
@@ -137,6 +139,8 @@ def _tiles(x: Tensor) -> tuple[int, int, int]:
     if x.element_size() == 4:
         return 32, 16, 4
     columns = x.shape[3] if shared_memory(x.device) > LARGE else min(64, x.shape[3])
+    if x.shape[3] == 64 and warpgroups(x.device):
+        return 128, columns, 8
     return 64, columns, 4 if warpgroups(x.device) else 8
 
 
@@ -168,16 +172,32 @@ def launch_axis_layer_forward(
     seed: Tensor | None,
     history: int,
 ) -> list[Tensor]:
-    """``axis_layer`` with dropout, and what its gradient needs: [y, qkv, attended, softmax sums, mid, bits].
+    """``axis_layer`` with dropout, and what its gradient needs: [y, attended rows, rows between the two halves], then
+    where it is ``in_one_launch`` the folded matrices, elsewhere [qkv, softmax sums], and the bits of hidden units
+    unless it ``sums_on_chip``.
 
     ``weights``: as above. ``seed``: int64, one element, on the device. The same seed drops the same values.
     """
     x, weights = x.contiguous(), AxisLayerWeights(*weights).with_matrices_in(x.dtype)
+    if in_one_launch(x, weights, heads, axis, dropout, history):
+        folded = launch_fold(weights)
+        return [*launch_narrow_frequency_training(x, *folded, weights, heads), *folded]
     qkv = launch_norm_linear(x, weights)
     attended, lse = launch_axis_attention_forward(qkv, heads, axis, dropout, seed, history)
-    mid, opened = torch.empty_like(x), _bits(x, weights.up_weight)
+    mid = torch.empty_like(x)
+    opened = None if sums_on_chip(x, weights, heads, dropout) else _bits(x, weights.up_weight)
     y = launch_project_feed_forward(attended, x, weights, mid, opened, dropout, seed)
-    return [y, qkv, attended, lse, mid, opened]
+    return [y, attended, mid, qkv, lse, *([] if opened is None else [opened])]
+
+
+def sums_on_chip(x: Tensor, weights: AxisLayerWeights, heads: int, dropout: float) -> bool:
+    """Whether the gradients of matrices are summed by the launches that take the gradient through them."""
+    return not dropout and narrow.is_narrow(x, weights, heads)
+
+
+def in_one_launch(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str, dropout: float, history: int) -> bool:
+    """Whether the layer is one launch in training, too."""
+    return not dropout and not history and narrow.takes(x, weights, heads, axis)
 
 
 def _bits(x: Tensor, up_weight: Tensor) -> Tensor:
@@ -198,8 +218,11 @@ def _shapes(
     seed: Tensor | None,
     history: int,
 ) -> list[Tensor]:
-    qkv = x.new_empty(*x.shape[:3], 3 * x.shape[3])
-    return [like(x), qkv, like(x), softmax_sums(x, heads, axis), like(x), _bits(x, weights[8])]
+    given, rows = AxisLayerWeights(*weights), [like(x), like(x), like(x)]
+    if in_one_launch(x, given, heads, axis, dropout, history):
+        return [*rows, *(x.new_empty(weight.shape) for weight in (given.qkv_weight, given.up_weight))]
+    rows += [x.new_empty(*x.shape[:3], 3 * x.shape[3]), softmax_sums(x, heads, axis)]
+    return rows if sums_on_chip(x, given, heads, dropout) else [*rows, _bits(x, given.up_weight)]
 
 
 axis_layer_operator = operator("axis_layer", launch_axis_layer, _shape)

@@ -27,7 +27,7 @@ from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size, warpgroups
 from fastenh_kernels.shared.norm import EPS
-from fastenh_kernels.shared.relu import relu
+from fastenh_kernels.shared.rounding import relu
 from fastenh_kernels.shared.rows import described, has_descriptors
 
 WIDTH, HEADS, HIDDEN = 64, 2, 128  # channels of the layer, its heads, hidden units

@@ -22,22 +22,25 @@ from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of,
 from fastenh_kernels.shared.moments import gradient_of_moments
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
+from fastenh_kernels.shared.rounding import rounded
+from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
 
 @triton.jit
-def through_silu(p_x, b_dh, b_scale, b_shift):
+def through_silu(b_x, dtype, b_dh, b_scale, b_shift):
     """[M, C] silu(z) of z = x * scale + shift in the dtype of x, the gradient of z from that of silu(z), and its
     product with x."""
-    b_x = tl.load(p_x).to(tl.float32)
-    b_h, b_slope = silu_with_slope(b_x * b_scale + b_shift, p_x.dtype.element_ty)
+    b_fine = b_x.to(tl.float32)
+    b_h, b_slope = silu_with_slope(b_fine * b_scale + b_shift, dtype)
     b_dz = b_dh * b_slope
-    return b_h.to(p_x.dtype.element_ty), b_dz, b_dz * b_x
+    return rounded(b_h, dtype), b_dz, b_dz * b_fine
 
 
 @triton.jit
-def by_halves(b_x, M: tl.constexpr, C: tl.constexpr):
-    """[M // 2, C] of [M, C]: sums of two rows, which one thread holds where it loaded them."""
-    return tl.sum(tl.reshape(b_x, (2, M // 2, C)), 0)
+def by_pairs(b_x, M: tl.constexpr, C: tl.constexpr, APART: tl.constexpr):
+    """[M // 2, C] of [M, C]: sums of two rows that one thread holds. They are M / 2 apart where it loaded them, 8 apart
+    where a product left them."""
+    return tl.reshape(tl.sum(tl.reshape(b_x, (M // (2 * APART), 2, APART, C)), 1), (M // 2, C))
 
 
 @triton.jit
@@ -61,13 +64,13 @@ def band_convolution_backward_kernel(
     p_grad,  # (frames, M, C), contiguous
     p_y,  # as grad
     p_moments,  # (2, C): slope and offset of the gradient of the moments
-    p_x,  # as grad
+    p_x,  # as grad, or its descriptor of (frames * M, C)
     p_affine,  # (2, C)
-    p_skip,  # as grad
+    p_skip,  # as x
     p_skip_affine,  # (2, C)
     p_weight,  # (4 C, C): to channel by the taps and nothing, from channel; with MIX (C, 2 C): for x and for the skip
-    p_grad_x,  # as grad
-    p_grad_skip,  # as grad
+    p_grad_x,  # as x
+    p_grad_skip,  # as x
     p_weights,  # (programs, 4 C, C), float32: as p_weight; with MIX (programs, 2 C, C): from channel, to channel
     p_sums,  # (programs, 4, C), float32: of the gradients of scale, shift, and those of the skip
     frames,
@@ -76,9 +79,12 @@ def band_convolution_backward_kernel(
     C: tl.constexpr,
     ACTIVE: tl.constexpr,
     MIX: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    dtype = p_x.dtype.element_ty
+    dtype = p_grad.dtype.element_ty
+    APART: tl.constexpr = 8 if DESCRIPTORS else M // 2
+    o_m = tl.arange(0, M)
     o_c = tl.arange(0, C)
     o_x = tl.arange(0, M)[:, None] * C + o_c[None, :]
     b_slope, b_offset = affine_of(p_moments, C)
@@ -96,26 +102,34 @@ def band_convolution_backward_kernel(
         b_weights = tl.zeros([4 * C, C], tl.float32)
     b_w = tl.load(p_weight + o_w)
     first = tl.program_id(0).to(tl.int64)
+    rows = frames * M
+    if DESCRIPTORS:
+        b_nothing = nothing(M, C, dtype)
     b_g = gradient_of(p_grad, p_y, first * (M * C) + o_x, first < frames, b_slope, b_offset, MIX, M, C)
     for t in tl.range(first, frames, programs):
-        o_t = t * (M * C) + o_x
         if MIX:
             if ACTIVE:  # again for each frame, or the registers spill
                 b_skip_scale, b_skip_shift = affine_of(p_skip_affine, C)
             b_dh = tl.dot(b_g, b_skip_w, input_precision=PRECISION)
-            b_other, b_dz, b_dzx = through_silu(p_skip + o_t, b_dh, b_skip_scale, b_skip_shift)
-            b_skip_scales += by_halves(b_dzx, M, C)
-            b_skip_shifts += by_halves(b_dz, M, C)
-            tl.store(p_grad_skip + o_t, (b_dz * b_skip_scale).to(dtype))
+            b_skip = load_rows(p_skip, o_m, o_c, t, 0, rows, C, DESCRIPTORS)
+            if DESCRIPTORS:
+                b_skip = as_result(b_skip, b_nothing)
+            b_other, b_dz, b_dzx = through_silu(b_skip, dtype, b_dh, b_skip_scale, b_skip_shift)
+            b_skip_scales += by_pairs(b_dzx, M, C, APART)
+            b_skip_shifts += by_pairs(b_dz, M, C, APART)
+            store_rows(p_grad_skip, rounded(b_dz * b_skip_scale, dtype), o_m, o_c, t, 0, rows, C, DESCRIPTORS)
         b_dh = tl.dot(b_g, b_w, input_precision=PRECISION)
+        b_x = load_rows(p_x, o_m, o_c, t, 0, rows, C, DESCRIPTORS)
         if ACTIVE:
-            b_h, b_dz, b_dzx = through_silu(p_x + o_t, b_dh, b_scale, b_shift)
-            b_scales += by_halves(b_dzx, M, C)
-            b_shifts += by_halves(b_dz, M, C)
-            tl.store(p_grad_x + o_t, (b_dz * b_scale).to(dtype))
+            if DESCRIPTORS:
+                b_x = as_result(b_x, b_nothing)
+            b_h, b_dz, b_dzx = through_silu(b_x, dtype, b_dh, b_scale, b_shift)
+            b_scales += by_pairs(b_dzx, M, C, APART)
+            b_shifts += by_pairs(b_dz, M, C, APART)
+            store_rows(p_grad_x, rounded(b_dz * b_scale, dtype), o_m, o_c, t, 0, rows, C, DESCRIPTORS)
         else:
-            b_h = tl.load(p_x + o_t)
-            tl.store(p_grad_x + o_t, b_dh.to(dtype))
+            b_h = b_x
+            store_rows(p_grad_x, rounded(b_dh, dtype), o_m, o_c, t, 0, rows, C, DESCRIPTORS)
         if MIX:
             b_rows = tl.reshape(tl.join(b_h, b_other), (M, 2 * C))
             b_weights = tl.dot(tl.trans(b_rows), b_g, b_weights, input_precision=PRECISION)
@@ -149,6 +163,7 @@ def launch_band_convolution_backward(
     x, grad, y = x.contiguous(), grad.contiguous(), y.contiguous()
     (batch, length, bands, channels), mix, active = x.shape, skip is not None, affine is not None
     tile, warps = (bands, 4) if warpgroups(x.device) else (min(bands, 32) if mix else bands, 8)
+    descriptors = has_descriptors(x)
     frames = batch * length * (bands // tile)  # a mix knows no neighbours: elsewhere it takes fewer rows at a time
     programs = min(frames, parts_of(frames, 1, x.device))
     matrices = _side_by_side(weight).to(x.dtype).contiguous()
@@ -174,13 +189,13 @@ def launch_band_convolution_backward(
         p_grad=grad,
         p_y=y,
         p_moments=moments,
-        p_x=x,
+        p_x=described(x, tile, channels, descriptors),
         p_affine=moments if affine is None else affine.contiguous(),
-        p_skip=x if skip is None else skip.contiguous(),
+        p_skip=described(x if skip is None else skip.contiguous(), tile, channels, descriptors),
         p_skip_affine=moments if skip_affine is None else skip_affine.contiguous(),
         p_weight=matrices,
-        p_grad_x=grad_x,
-        p_grad_skip=grad_skip,
+        p_grad_x=described(grad_x, tile, channels, descriptors),
+        p_grad_skip=described(grad_skip, tile, channels, descriptors),
         p_weights=weights,
         p_sums=sums,
         frames=frames,
@@ -189,6 +204,7 @@ def launch_band_convolution_backward(
         C=channels,
         ACTIVE=active,
         MIX=mix,
+        DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
     found = weights.sum(0).view(channels, -1, channels)

@@ -16,6 +16,8 @@ from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of,
 from fastenh_kernels.shared.moments import combined_moments, store_moments
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.rounding import rounded
+from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -33,11 +35,11 @@ def band_convolution_kernel(
     C: tl.constexpr,
     ACTIVE: tl.constexpr,  # x is normalised and activated
     MIX: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    dtype = p_x.dtype.element_ty
-    o_c = tl.arange(0, C)
-    o_x = tl.arange(0, M)[:, None] * C + o_c[None, :]
+    dtype = p_weight.dtype.element_ty
+    o_m, o_c = tl.arange(0, M), tl.arange(0, C)
     p_matrix = p_weight + o_c[:, None] * C + o_c[None, :]
     b_w0, b_w1 = tl.load(p_matrix), tl.load(p_matrix + C * C)
     if ACTIVE:
@@ -49,11 +51,11 @@ def band_convolution_kernel(
     b_first, b_sum, b_square = (tl.zeros([M, C], tl.float32),) * 3
     first = tl.program_id(0).to(tl.int64)
     for t in tl.range(first, frames, programs):
-        b_x = tl.load(p_x + t * (M * C) + o_x)
+        b_x = load_rows(p_x, o_m, o_c, t, 0, frames * M, C, DESCRIPTORS)
         if ACTIVE:
             b_x = silu(b_x.to(tl.float32) * b_scale + b_shift, dtype)
         if MIX:
-            b_skip = tl.load(p_skip + t * (M * C) + o_x).to(tl.float32)
+            b_skip = load_rows(p_skip, o_m, o_c, t, 0, frames * M, C, DESCRIPTORS).to(tl.float32)
             b_skip = silu(b_skip * b_skip_scale + b_skip_shift, dtype).to(dtype)
             b_y = tl.dot(b_x.to(dtype), b_w0, input_precision=PRECISION)
             b_y = tl.dot(b_skip, b_w1, b_y, input_precision=PRECISION)
@@ -61,8 +63,8 @@ def band_convolution_kernel(
             b_y = tl.dot(b_x.to(dtype), b_w1, input_precision=PRECISION)
             b_y = tl.dot(shifted(b_x, -1, M, C).to(dtype), b_w0, b_y, input_precision=PRECISION)
             b_y = tl.dot(shifted(b_x, 1, M, C).to(dtype), b_w2, b_y, input_precision=PRECISION)
-        b_y = b_y.to(dtype)
-        tl.store(p_y + t * (M * C) + o_x, b_y)
+        b_y = rounded(b_y, dtype)
+        store_rows(p_y, b_y, o_m, o_c, t, 0, frames * M, C, DESCRIPTORS)
         b_y = b_y.to(tl.float32)  # moments of what is stored, since that is normalised
         b_first = tl.where(t == first, b_y, b_first)
         b_y -= b_first
@@ -80,6 +82,7 @@ def launch_band_convolution(
     y = torch.empty_like(x)
     batch, length, bands, channels = x.shape
     frames = batch * length
+    descriptors = has_descriptors(x)
     programs = min(frames, parts_of(frames, 1, x.device))
     matrices = matrices_of(weight, x.dtype)
     parts = torch.empty(programs, 2 * channels + 1, dtype=torch.float32, device=x.device)
@@ -96,12 +99,12 @@ def launch_band_convolution(
         cost,
         num_warps=4,
         num_stages=1,
-        p_x=x,
+        p_x=described(x, bands, channels, descriptors),
         p_affine=parts if affine is None else affine.contiguous(),
-        p_skip=x if skip is None else skip.contiguous(),
+        p_skip=described(x if skip is None else skip.contiguous(), bands, channels, descriptors),
         p_skip_affine=parts if skip_affine is None else skip_affine.contiguous(),
         p_weight=matrices,
-        p_y=y,
+        p_y=described(y, bands, channels, descriptors),
         p_parts=parts,
         frames=frames,
         programs=programs,
@@ -109,6 +112,7 @@ def launch_band_convolution(
         C=channels,
         ACTIVE=affine is not None,
         MIX=skip is not None,
+        DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
     means, squares, counts = parts.split([channels, channels, 1], 1)

@@ -15,12 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.band_convolution.backward import by_halves, through_silu
+from fastenh_kernels.operations.band_convolution.backward import by_pairs, through_silu
 from fastenh_kernels.operations.band_map.forward import band_map_operator
 from fastenh_kernels.shared.bands import matrix_of
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.norm import affine_of
 from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
+from fastenh_kernels.shared.rounding import rounded
+from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -42,11 +44,15 @@ def band_map_backward_kernel(
     ACTIVE: tl.constexpr,
     FEWER: tl.constexpr,  # bands come out than go in
     AGAIN: tl.constexpr,  # matrices, scale and shift are loaded for each frame, or the registers spill
+    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    dtype = p_x.dtype.element_ty
+    dtype = p_grad.dtype.element_ty
+    APART: tl.constexpr = 8 if DESCRIPTORS else M // 2
     o_m, o_n, o_c, o_w = tl.arange(0, M), tl.arange(0, N), tl.arange(0, C), tl.arange(0, W)
-    o_x, o_g = o_m[:, None] * C + o_c[None, :], o_n[:, None] * W + o_w[None, :]
+    o_g = o_n[:, None] * W + o_w[None, :]
+    if DESCRIPTORS:
+        b_nothing = nothing(M, C, dtype)
     b_from = matrix_of(p_bands, N, M, M)  # [M, N]
     b_w = tl.load(p_weight + o_w[:, None] * C + o_c[None, :])
     b_added = tl.zeros([N, W], tl.float32)
@@ -59,7 +65,6 @@ def band_map_backward_kernel(
     else:
         b_of_bands, b_of_weight = tl.zeros([N, M], tl.float32), tl.zeros([C, W], tl.float32)
     for t in tl.range(tl.program_id(0).to(tl.int64), frames, programs, disable_licm=True):
-        p_rows = p_x + t * (M * C) + o_x
         if AGAIN:
             b_w = tl.load(p_weight + o_w[:, None] * C + o_c[None, :])
             b_from = matrix_of(p_bands, N, M, M)
@@ -71,15 +76,17 @@ def band_map_backward_kernel(
         b_added += b_g.to(tl.float32)
         b_r = tl.dot(b_from, b_g, input_precision=PRECISION).to(dtype)  # [M, W]
         b_dh = tl.dot(b_r, b_w, input_precision=PRECISION)
-        p_out = p_grad_x + t * (M * C) + o_x
+        b_x = load_rows(p_x, o_m, o_c, t, 0, frames * M, C, DESCRIPTORS)
         if ACTIVE:
-            b_h, b_dz, b_dzx = through_silu(p_rows, b_dh, b_scale, b_shift)
-            b_scales += by_halves(b_dzx, M, C)
-            b_shifts += by_halves(b_dz, M, C)
-            tl.store(p_out, (b_dz * b_scale).to(dtype))
+            if DESCRIPTORS:
+                b_x = as_result(b_x, b_nothing)
+            b_h, b_dz, b_dzx = through_silu(b_x, dtype, b_dh, b_scale, b_shift)
+            b_scales += by_pairs(b_dzx, M, C, APART)
+            b_shifts += by_pairs(b_dz, M, C, APART)
+            b_dx = b_dz * b_scale
         else:
-            b_h = tl.load(p_rows)
-            tl.store(p_out, b_dh.to(dtype))
+            b_h, b_dx = b_x, b_dh
+        store_rows(p_grad_x, rounded(b_dx, dtype), o_m, o_c, t, 0, frames * M, C, DESCRIPTORS)
         if FEWER:
             b_s = tl.dot(b_h, b_w_across, input_precision=PRECISION).to(dtype)  # [M, W]
             b_of_bands = tl.dot(b_s, tl.trans(b_g), b_of_bands, input_precision=PRECISION)
@@ -110,6 +117,7 @@ def launch_band_map_backward(
     bands, weight = bands.to(x.dtype).contiguous(), weight.to(x.dtype).contiguous()
     frames, (count, wide), (width, channels) = x.shape[0] * x.shape[1], bands.shape, weight.shape
     programs = min(frames, parts_of(frames, 1, x.device))
+    descriptors = has_descriptors(x)
     sizes = [bands.numel(), weight.numel(), count * width, 2 * channels if affine is not None else 0]
     parts = torch.empty(programs, sum(sizes), dtype=torch.float32, device=x.device)
 
@@ -126,11 +134,11 @@ def launch_band_map_backward(
         num_warps=4 if warpgroups(x.device) else 8,
         num_stages=1,
         p_grad=grad,
-        p_x=x,
+        p_x=described(x, wide, channels, descriptors),
         p_affine=parts if affine is None else affine.contiguous(),
         p_bands=bands,
         p_weight=weight,
-        p_grad_x=grad_x,
+        p_grad_x=described(grad_x, wide, channels, descriptors),
         p_parts=parts,
         frames=frames,
         programs=programs,
@@ -142,6 +150,7 @@ def launch_band_map_backward(
         ACTIVE=affine is not None,
         FEWER=count < wide,
         AGAIN=not warpgroups(x.device),
+        DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
     of_bands, of_weight, of_added, of_affine = (part.clone() for part in parts.sum(0).split(sizes))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastenh_kernels.shared.launch import Cost, chunk_of, launch, size
 from fastenh_kernels.shared.operators import autocast_dtype, operator
-from fastenh_kernels.shared.relu import relu
+from fastenh_kernels.shared.rounding import relu
 
 _ROWS, _WARPS = 128, 4  # of a program
 
