@@ -71,7 +71,7 @@ def band_convolution_backward_kernel(
     p_weight,  # (4 C, C): to channel by the taps and nothing, from channel; with MIX (C, 2 C): for x and for the skip
     p_grad_x,  # as x
     p_grad_skip,  # as x
-    p_weights,  # (programs, 4 C, C), float32: as p_weight; with MIX (programs, 2 C, C): from channel, to channel
+    p_weights,  # (programs, 3 C, C), float32: as p_weight, without nothing; with MIX (programs, 2 C, C): from, to channel
     p_sums,  # (programs, 4, C), float32: of the gradients of scale, shift, and those of the skip
     frames,
     programs,
@@ -137,8 +137,12 @@ def band_convolution_backward_kernel(
             b_weights = tl.dot(tl.trans(b_g), b_h, b_weights, input_precision=PRECISION)
         t_next = t + programs
         b_g = gradient_of(p_grad, p_y, t_next * (M * C) + o_x, t_next < frames, b_slope, b_offset, MIX, M, C)
-    o_found = tl.arange(0, (2 if MIX else 4) * C)[:, None] * C + o_c[None, :]
-    tl.store(p_weights + tl.program_id(0).to(tl.int64) * ((2 if MIX else 4) * C * C) + o_found, b_weights)
+    p_found = p_weights + tl.program_id(0).to(tl.int64) * ((2 if MIX else 3) * C * C) + o_c[None, :]
+    if MIX:
+        tl.store(p_found + tl.arange(0, 2 * C)[:, None] * C, b_weights)
+    else:
+        o_taps = tl.arange(0, 4 * C)[:, None]
+        tl.store(p_found + (o_taps - o_taps // 4) * C, b_weights, mask=o_taps % 4 < 3)
     p_sum = p_sums + tl.program_id(0).to(tl.int64) * (4 * C) + o_c
     if ACTIVE:
         tl.store(p_sum, tl.sum(b_scales, 0))
@@ -169,9 +173,7 @@ def launch_band_convolution_backward(
     matrices = _side_by_side(weight).to(x.dtype).contiguous()
     grad_x = torch.empty_like(x)
     grad_skip = torch.empty_like(x) if mix else grad_x
-    weights = torch.empty(
-        programs, 2 * channels if mix else 4 * channels, channels, dtype=torch.float32, device=x.device
-    )
+    weights = torch.empty(programs, (2 if mix else 3) * channels, channels, dtype=torch.float32, device=x.device)
     sums = torch.empty(programs, 4, channels, dtype=torch.float32, device=x.device)
 
     def cost() -> Cost:
@@ -208,7 +210,7 @@ def launch_band_convolution_backward(
         PRECISION=dot_precision(x),
     )
     found = weights.sum(0).view(channels, -1, channels)
-    found = found.transpose(0, 2).reshape(channels, -1, 1) if mix else found[:, :3].transpose(1, 2)
+    found = found.transpose(0, 2).reshape(channels, -1, 1) if mix else found.transpose(1, 2)
     of_affine, of_skip = (row.clone() for row in sums.sum(0).view(2, 2, channels))  # an operator gives no views
     return [grad_x, found.contiguous(), *([of_affine] if active else []), *([grad_skip, of_skip] if mix else [])]
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.shared.bands import shifted, silu
+from fastenh_kernels.shared.bands import exchanged, silu
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 from fastenh_kernels.shared.moments import combined_moments, store_moments
 from fastenh_kernels.shared.norm import affine_of
@@ -60,9 +60,11 @@ def band_convolution_kernel(
             b_y = tl.dot(b_x.to(dtype), b_w0, input_precision=PRECISION)
             b_y = tl.dot(b_skip, b_w1, b_y, input_precision=PRECISION)
         else:
-            b_y = tl.dot(b_x.to(dtype), b_w1, input_precision=PRECISION)
-            b_y = tl.dot(shifted(b_x, -1, M, C).to(dtype), b_w0, b_y, input_precision=PRECISION)
-            b_y = tl.dot(shifted(b_x, 1, M, C).to(dtype), b_w2, b_y, input_precision=PRECISION)
+            b_x = b_x.to(dtype)
+            b_lower, b_upper = exchanged(b_x, M, C)
+            b_y = tl.dot(b_x, b_w1, input_precision=PRECISION)
+            b_y = tl.dot(b_lower, b_w0, b_y, input_precision=PRECISION)
+            b_y = tl.dot(b_upper, b_w2, b_y, input_precision=PRECISION)
         b_y = rounded(b_y, dtype)
         store_rows(p_y, b_y, o_m, o_c, t, 0, frames * M, C, DESCRIPTORS)
         b_y = b_y.to(tl.float32)  # moments of what is stored, since that is normalised
