@@ -71,7 +71,7 @@ def band_convolution_backward_kernel(
     p_weight,  # (4 C, C): to channel by the taps and nothing, from channel; with MIX (C, 2 C): for x and for the skip
     p_grad_x,  # as x
     p_grad_skip,  # as x
-    p_weights,  # (programs, 3 C, C), float32: as p_weight, but no nothing; with MIX (programs, 2 C, C): from, to channel
+    p_weights,  # (programs, 3 C, C), float32: as p_weight, no nothing; with MIX (programs, 2 C, C): from, to channel
     p_sums,  # (programs, 4, C), float32: of the gradients of scale, shift, and those of the skip
     frames,
     programs,
