@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastenh_kernels.backend import choose, constant_in_graphs
 from fastenh_kernels.examples import Inputs
+from fastenh_kernels.shared.context import needs_gradient
 
 OPERATIONS: dict[str, Operation] = {}  # by name, in the order in which they are imported
 
@@ -76,7 +77,7 @@ class Operation:
         tensors = tensors_of(arguments)
         if any(tensor.dtype in (torch.float64, torch.complex128) for tensor in tensors):
             return self.reference
-        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        training = needs_gradient(*tensors)
         backend = choose(tensors[0].device, training, self.name, dtype_of(tensors)).name
         if backend == "cpu":
             return self.cpu

@@ -30,18 +30,6 @@ def operator(name: str, launch: Callable[..., Any], shapes: Callable[..., Any]) 
     return made
 
 
-def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype that autocast would give a matrix product of ``tensor``."""
-    device = tensor.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return tensor.dtype
-
-
-def needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def as_dtypes_of(gradients: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
     """Gradients of weights leave the kernels in float32 and take the dtype of the weight."""
     return [gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, tensors, strict=True)]

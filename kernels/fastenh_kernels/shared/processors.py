@@ -9,15 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def computing_dtype(x: Tensor) -> torch.dtype:
-    """That of an autocast, or of ``x``."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, activation: str = "none") -> Tensor:
     """Linear map of (B, T, F, C); plus ``residual``, or "relu" or "swish" (SiLU) behind it. Not for gradients, nor in
     an autocast.

@@ -7,9 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.bands import silu
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, launch, size
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.operators import like, operator
 
 ROWS = 128  # of a program at a time
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_attention.resident import launch_resident, resident_sizes
 from fastenh_kernels.operations.axis_attention.sequences import dimensions, scale, softmax_sums, strides
 from fastenh_kernels.operations.axis_attention.streaming import launch_streaming
+from fastenh_kernels.shared.context import needs_gradient
 from fastenh_kernels.shared.dropout import draw_seed
 from fastenh_kernels.shared.launch import dot_precision
-from fastenh_kernels.shared.operators import needs_gradient, operator
+from fastenh_kernels.shared.operators import operator
 
 
 def launch_axis_attention(qkv: Tensor, heads: int, axis: str, history: int) -> Tensor:

@@ -16,7 +16,8 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_attention.cpu import axis_attention
 from fastenh_kernels.operations.axis_layer import reference
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
-from fastenh_kernels.shared.processors import computing_dtype, linear, needs_gradient
+from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
+from fastenh_kernels.shared.processors import linear
 
 _BYTES = 3 << 20  # of the widest tensor of a tile
 _SCORES = 2**20  # of attention at a time
@@ -39,7 +40,7 @@ def axis_layer(
 
 def _in_tiles(x: Tensor, weights: AxisLayerWeights, heads: int, axis: str) -> Tensor:
     """Under an autocast all of it in the dtype of that."""
-    dtype = computing_dtype(x)
+    dtype = autocast_dtype(x)
     of_norms = torch.promote_types(dtype, torch.float32)  # beside rows in 16 bit it is faster, too
     named = zip(weights._fields, weights, strict=True)
     w = AxisLayerWeights(*(tensor.to(of_norms if name.startswith("norm") else dtype) for name, tensor in named))

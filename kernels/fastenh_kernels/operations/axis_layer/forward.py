@@ -22,6 +22,7 @@ from fastenh_kernels.operations.axis_layer.folding import launch_fold
 from fastenh_kernels.operations.axis_layer.narrow_frequency_training import launch_narrow_frequency_training
 from fastenh_kernels.operations.axis_layer.norm_attention import launch_norm_attention, pays
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
+from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
 from fastenh_kernels.shared.dropout import draw_seed
 from fastenh_kernels.shared.launch import (
     LARGE,
@@ -34,7 +35,7 @@ from fastenh_kernels.shared.launch import (
     warpgroups,
 )
 from fastenh_kernels.shared.norm import EPS, norm_of, normalise, row_of
-from fastenh_kernels.shared.operators import autocast_dtype, like, needs_gradient, operator
+from fastenh_kernels.shared.operators import like, operator
 from fastenh_kernels.shared.rows import described, has_descriptors
 
 

@@ -12,10 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.bands import exchanged, silu
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 from fastenh_kernels.shared.moments import combined_moments, store_moments
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.operators import like, operator
 from fastenh_kernels.shared.rounding import rounded
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from fastenh_kernels.operations.band_decoder import reference
-from fastenh_kernels.shared.processors import computing_dtype, convolve_bands, linear, needs_gradient
+from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
+from fastenh_kernels.shared.processors import convolve_bands, linear
 
 
 def band_decoder(
@@ -18,7 +19,7 @@ def band_decoder(
 ) -> Tensor:
     if needs_gradient(y, *skips, *bands, *mixes, *convolutions):
         return reference.band_decoder(y, skips, bands, mixes, convolutions)
-    dtype = computing_dtype(y)
+    dtype = autocast_dtype(y)
     leave, leave_bias, from_bands = (tensor.to(dtype) for tensor in bands)
     mixes, convolutions = (tuple(tensor.to(dtype) for tensor in maps) for maps in (mixes, convolutions))
     with torch.autocast("cpu", enabled=False):

@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.bands import convolve_bands, exchanged, matrix_of, silu_of_twice, three_taps
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import row_of
-from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.operators import like, operator
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows
 
 

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from fastenh_kernels.operations.band_encoder import reference
-from fastenh_kernels.shared.processors import computing_dtype, convolve_bands, linear, needs_gradient
+from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
+from fastenh_kernels.shared.processors import convolve_bands, linear
 
 
 def band_encoder(x: Tensor, convolutions: tuple[Tensor, ...], bands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if needs_gradient(x, *convolutions, *bands):
         return reference.band_encoder(x, convolutions, bands)
-    dtype, outs = computing_dtype(x), []
+    dtype, outs = autocast_dtype(x), []
     convolutions = tuple(tensor.to(dtype) for tensor in convolutions)
     to_bands, enter, enter_bias, positions = (tensor.to(dtype) for tensor in bands)
     with torch.autocast("cpu", enabled=False):

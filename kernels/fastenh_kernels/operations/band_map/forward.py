@@ -7,9 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.shared.bands import matrix_of, silu
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import autocast_dtype, operator
+from fastenh_kernels.shared.operators import operator
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fastenh_kernels.operations.compressed_front import reference
 from fastenh_kernels.shared.compression import EPS, squares
-from fastenh_kernels.shared.processors import computing_dtype, convolve, needs_gradient
+from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
+from fastenh_kernels.shared.processors import convolve
 
 
 def compressed_front(spectrum: Tensor, weight: Tensor, bias: Tensor, power: float, ahead: int) -> Tensor:
@@ -21,6 +22,6 @@ def compressed_front(spectrum: Tensor, weight: Tensor, bias: Tensor, power: floa
     inside = x[:, 2 - ahead : 2 - ahead + t]
     inside[..., :2] = torch.view_as_real(frames * squared.rsqrt_().mul_(magnitude))
     inside[..., 2] = magnitude
-    dtype = computing_dtype(x)
+    dtype = autocast_dtype(x)
     with torch.autocast("cpu", enabled=False):
         return convolve(x.to(dtype), weight.transpose(2, 3).to(dtype), bias.to(dtype), around=2, stride=4)

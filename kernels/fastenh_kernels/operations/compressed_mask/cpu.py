@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.compressed_mask import reference
 from fastenh_kernels.shared.compression import EPS, squares
-from fastenh_kernels.shared.processors import needs_gradient
+from fastenh_kernels.shared.context import needs_gradient
 
 
 def compressed_mask(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, power: float, ahead: int) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from fastenh_kernels.shared.bands import log2, neighbours_of
 from fastenh_kernels.shared.compression import EPS, as_frames
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, chunk_of, dot_precision, launch, size
-from fastenh_kernels.shared.operators import autocast_dtype, operator
+from fastenh_kernels.shared.operators import operator
 
 _BANDS = 64
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastenh_kernels.shared.operators import autocast_dtype, operator
+from fastenh_kernels.shared.context import autocast_dtype
+from fastenh_kernels.shared.operators import operator
 from fastenh_kernels.shared.time_taps import walk
 
 

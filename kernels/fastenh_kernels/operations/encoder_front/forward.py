@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, chunk_of, launch, size
-from fastenh_kernels.shared.operators import autocast_dtype, operator
+from fastenh_kernels.shared.operators import operator
 from fastenh_kernels.shared.rounding import relu
 
 _ROWS, _WARPS = 128, 4  # of a program

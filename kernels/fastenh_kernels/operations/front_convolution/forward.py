@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fastenh_kernels.operations.compressed_front.forward import features_of, front_matrix
 from fastenh_kernels.shared.compression import EPS, as_frames
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 from fastenh_kernels.shared.moments import combined_moments, store_moments
-from fastenh_kernels.shared.operators import autocast_dtype, operator
+from fastenh_kernels.shared.operators import operator
 
 BANDS = 64
 

@@ -8,9 +8,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, launch, processors, size
 from fastenh_kernels.shared.norm import EPS, normalise, row_of
-from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.operators import like, operator
 
 _ROWS = 4  # of a program, clips and bands
 _TURN = 8  # frames

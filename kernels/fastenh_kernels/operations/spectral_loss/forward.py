@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastenh_kernels.operations.spectral_loss.reference import EPS
 from fastenh_kernels.shared.compression import as_frames
+from fastenh_kernels.shared.context import needs_gradient
 from fastenh_kernels.shared.launch import Cost, launch, size
-from fastenh_kernels.shared.operators import needs_gradient, operator
+from fastenh_kernels.shared.operators import operator
 
 BLOCK = 512  # bins of a program; 4 warps
 

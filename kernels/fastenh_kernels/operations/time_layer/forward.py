@@ -31,9 +31,10 @@ from fastenh_kernels.operations.axis_layer.narrow import (
 )
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.operations.norm_taps.forward import launch_norm_taps, tap_rows
+from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, launch, processors, size
 from fastenh_kernels.shared.norm import row_of
-from fastenh_kernels.shared.operators import autocast_dtype, like, operator
+from fastenh_kernels.shared.operators import like, operator
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 _ROWS, _BLOCKS = 128, 2  # of a block of frames; of a window
