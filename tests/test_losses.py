@@ -10,7 +10,6 @@ from fastenh.models.frontend import Frontend
 from fastenh.train.losses import (
     EnhancementLoss,
     LossConfig,
-    Loudness,
     consistency_loss,
     multi_resolution_loss,
     si_sdr_loss,
@@ -96,37 +95,10 @@ def test_consistency_is_the_distance_to_the_stft_of_the_waveform(hop):
     assert given.item() == pytest.approx(2 * (expected * gain).mean().item(), rel=1e-4)
 
 
-def test_loudness_is_zwickers_law():
-    loudness = Loudness()
-    time = torch.arange(16_000) / 16_000
-    for decibel in (60.0, 79.0):
-        rms = 0.1 * 10 ** ((decibel - 79) / 20)
-        tone = (rms * 2**0.5 * torch.sin(2 * torch.pi * 1000 * time)).unsqueeze(0)
-        specific = loudness(tone)[0, :, 20]
-        band = specific.argmax().item()
-        assert band == int(26.81 * 1000 / 2960 - 0.53)  # the 1 kHz tone is in the ninth Bark
-        quiet = loudness.quiet[band].item()
-        assert quiet == pytest.approx(10**0.33, rel=0.15)  # about 3.3 dB SPL at 1 kHz
-        expected = (quiet / 0.5) ** 0.23 * ((0.5 + 0.5 * 10 ** (decibel / 10) / quiet) ** 0.23 - 1)
-        assert specific[band].item() == pytest.approx(expected, rel=0.02)
-    ones, turns = torch.ones(16_000), (-1.0) ** torch.arange(16_000)
-    for wave, band, share in ((ones, 0, 1), (turns, -1, 2 / 3)):  # the window moves a third to the next band
-        # The bins at 0 and at half of the rate count once: no negative frequency is their like.
-        specific, quiet = loudness(0.1 * wave.unsqueeze(0))[0, band, 20].item(), loudness.quiet[band].item()
-        expected = (quiet / 0.5) ** 0.23 * ((0.5 + 0.5 * share * 10**7.9 / quiet) ** 0.23 - 1)
-        assert specific == pytest.approx(expected, rel=0.01)
-    silence = loudness(torch.zeros(1, 16_000))
-    torch.testing.assert_close(silence[0, :, 0], (loudness.quiet / 0.5) ** 0.23 * (0.5**0.23 - 1))
-    clean, noisy = pair()
-    gain = 0.1 / noisy.square().mean(-1, keepdim=True).sqrt()
-    expected = (loudness(noisy * gain) - loudness(clean * gain)).abs().mean().item()
-    assert value(loudness=3.0) == pytest.approx(3 * expected, rel=1e-5)
-
-
 def test_silent_target_and_silent_estimate_have_finite_gradients():
     clean, noisy = pair()
     clean[0] = 0
-    loss = EnhancementLoss(LossConfig(log_magnitude=1, multi_resolution=1, loudness=1))
+    loss = EnhancementLoss(LossConfig(log_magnitude=1, multi_resolution=1, disturbance=1))
     for estimate in (torch.zeros_like(noisy), clean.clone(), noisy.clone()):
         estimate.requires_grad_()
         total = loss(estimate, clean, noisy)

@@ -269,7 +269,7 @@ def test_fresh_weights_depend_on_the_seed_of_the_recipe_alone():
 def test_a_batch_in_parts_has_the_gradient_of_the_whole():
     """And its loss."""
     gradients = []
-    loss = {"multi_resolution": 1, "consistency": 1, "loudness": 1}
+    loss = {"multi_resolution": 1, "consistency": 1, "disturbance": 1}
     for parts in (1, 2, 4):
         step = make_step(dropout=0, loss=loss, accumulate=parts)
         step.model.eval()  # the statistics of a batch norm are those of the part: with running ones the rest shows

@@ -9,8 +9,8 @@ occupies its pipe. Three figures, from the most hopeful to the least:
 - ``serial``: nothing overlaps. Every pipe, L2 and DRAM one after the other.
 
 Waits are in none of them. Both branches of an ``if`` count. Programs are dealt out to the SMs in turn, and so are the
-tiles that programs loop over. The figures are those of the SM that gets the most: a launch that does not fill all SMs takes
-as long as one that does, and 141 tiles take as long as 264.
+tiles that programs loop over. The figures are those of the SM that gets the most: a launch that does not fill all SMs
+takes as long as one that does, and 141 tiles take as long as 264.
 """
 
 from __future__ import annotations

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 import fastenh_kernels
 from fastenh.data.settings import Fraction, Weight
-from fastenh.models.frontend import BINS, N_FFT, SAMPLE_RATE, Frontend
+from fastenh.models.frontend import Frontend
+from fastenh.train.disturbance import Disturbance
 
 _LEVEL = 0.1  # RMS of the noisy waveform inside the loss; the term weights are meant for it
 _EPS = 1e-8
 _RESOLUTIONS = (256, 512, 1024)  # samples
-_LISTENING_DB = 79.0
-_ZWICKER = 0.23
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class LossConfig:
     si_sdr: Weight = 1.0
     multi_resolution: Weight = 0.0
     consistency: Weight = 0.0
-    loudness: Weight = 0.0
+    disturbance: Weight = 0.0
     compression: Fraction = 0.3  # the power of the compressed spectra
 
 
@@ -100,40 +99,6 @@ def consistency_loss(spectrum: Tensor, waveform: Tensor, frontend: Frontend) -> 
     return difference.square().sum(-1).mean((1, 2))
 
 
-class Loudness(nn.Module):
-    """Specific loudness in Bark bands, as in PESQ (ITU-T P.862): Zwicker's law over the threshold in quiet.
-
-    N = (P0 / 0.5)^0.23 ((0.5 + 0.5 P / P0)^0.23 - 1), P the power in the band and P0 that of the threshold in quiet
-    (Terhardt 1979), both relative to 0 dB SPL; an RMS of 0.1 is taken as 79 dB SPL, the listening level of P.862.
-    Bands of 1 Bark (Traunmueller 1990, "Analytical expressions for the tonotopic sensory scale").
-    """
-
-    bands: Tensor
-    quiet: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        hertz = torch.linspace(0, SAMPLE_RATE / 2, BINS, dtype=torch.float64)
-        bark = (26.81 * hertz / (1960 + hertz) - 0.53).clamp_min(0.0)
-        bands = torch.arange(int(bark[-1]) + 1)
-        members = (bark.long() == bands.unsqueeze(1)).double()
-        centre = (members @ hertz / members.sum(1)).clamp_min(20.0) / 1000
-        quiet = 3.64 * centre**-0.8 - 6.5 * torch.exp(-0.6 * (centre - 3.3) ** 2) + 1e-3 * centre**4
-        self.frontend = Frontend()
-        one_sided = torch.full((BINS,), 2.0, dtype=torch.float64)
-        one_sided[0] = one_sided[-1] = 1.0
-        scale = 10.0 ** (_LISTENING_DB / 10) / _LEVEL**2 / (N_FFT * self.frontend.window.double().square().sum())
-        self.register_buffer("bands", (members * one_sided * scale).float(), persistent=False)
-        self.register_buffer("quiet", (10.0 ** (quiet / 10)).float(), persistent=False)
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """(B, L) at the level of the loss -> (B, bands, T)."""
-        power = torch.view_as_real(self.frontend.stft(waveform)).square().sum(-1)
-        quiet = self.quiet.to(power.dtype).unsqueeze(-1)
-        ratio = 0.5 + 0.5 * (self.bands.to(power.dtype) @ power) / quiet
-        return (quiet / 0.5) ** _ZWICKER * (ratio**_ZWICKER - 1)
-
-
 class EnhancementLoss(nn.Module):
     """Weighted sum of the terms of ``LossConfig``, each a mean over the clips.
 
@@ -142,7 +107,7 @@ class EnhancementLoss(nn.Module):
     - si_sdr: negative SI-SDR in bel; clips whose clean side is silent count as 0
     - multi_resolution: ``multi_resolution_loss``; clips whose clean side is silent count as 0
     - consistency: ``consistency_loss`` of the spectrum that the model's mask left, where it is given
-    - loudness: L1 between the specific loudness of both (``Loudness``)
+    - disturbance: what PESQ would take off (``Disturbance``); clips whose clean side is silent count as 0
     """
 
     def __init__(self, config: LossConfig, hop: int = 256) -> None:
@@ -150,7 +115,7 @@ class EnhancementLoss(nn.Module):
         super().__init__()
         self.config = config
         self.frontend, self.model_frontend = Frontend(), Frontend(hop)
-        self.loudness = Loudness() if config.loudness else None
+        self.disturbance = Disturbance() if config.disturbance else None
 
     def forward(self, estimate: Tensor, clean: Tensor, noisy: Tensor, spectrum: Tensor | None = None) -> Tensor:
         """Three (B, L) waveforms -> scalar. spectrum: (B, 257, T) that became ``estimate``, for a noisy RMS of 1."""
@@ -166,8 +131,8 @@ class EnhancementLoss(nn.Module):
             loss = loss + config.multi_resolution * (multi_resolution_loss(estimate, clean) * speech).mean()
         if config.consistency and spectrum is not None:
             loss = loss + config.consistency * consistency_loss(spectrum * _LEVEL, estimate, self.model_frontend).mean()
-        if self.loudness is not None:
-            loss = loss + config.loudness * (self.loudness(estimate) - self.loudness(clean)).abs().mean()
+        if self.disturbance is not None:
+            loss = loss + config.disturbance * (self.disturbance(estimate, clean) * speech).mean()
         return loss + self._spectral(self.frontend.stft(estimate), self.frontend.stft(clean))
 
     def _spectral(self, estimate: Tensor, clean: Tensor) -> Tensor:
