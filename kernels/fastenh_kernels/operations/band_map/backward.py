@@ -32,7 +32,7 @@ def band_map_backward_kernel(
     p_affine,  # (2, C)
     p_bands,  # (N, M)
     p_weight,  # (W, C)
-    p_other,  # as x: a gradient of x that is added
+    p_other,  # (frames, M, C), contiguous: a gradient of x that is added
     p_grad_x,  # as x
     p_parts,  # (programs, PART), float32: of bands (N, M), weight (W, C), what is added (N, W), scale and shift (2, C)
     frames,
@@ -89,7 +89,7 @@ def band_map_backward_kernel(
         else:
             b_h, b_dx = b_x, b_dh
         if OTHER:
-            b_dx += load_rows(p_other, o_m, o_c, t, 0, frames * M, C, DESCRIPTORS).to(tl.float32)
+            b_dx += tl.load(p_other + t * (M * C) + o_m[:, None] * C + o_c[None, :]).to(tl.float32)
         store_rows(p_grad_x, rounded(b_dx, dtype), o_m, o_c, t, 0, frames * M, C, DESCRIPTORS)
         if FEWER:
             b_s = tl.dot(b_h, b_w_across, input_precision=PRECISION).to(dtype)  # [M, W]
@@ -143,7 +143,7 @@ def launch_band_map_backward(
         p_affine=parts if affine is None else affine.contiguous(),
         p_bands=bands,
         p_weight=weight,
-        p_other=described(x if other is None else other.contiguous(), wide, channels, descriptors),
+        p_other=x if other is None else other.contiguous(),
         p_grad_x=described(grad_x, wide, channels, descriptors),
         p_parts=parts,
         frames=frames,
