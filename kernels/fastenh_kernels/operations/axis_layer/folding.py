@@ -1,9 +1,9 @@
 """Norms folded into the matrices behind them, for the gradient of a narrow layer.
 
 Rows are standardised and lifted by ``LEVEL``; the matrix holds the weight and the bias of the norm, and its own bias
-(``AxisLayerWeights.folded``). Nothing is lost by it: standardised rows sum to zero, so that the sum of a row of the
-gradient is that of the bias, ``LEVEL`` times the channels times over, and what is left of the gradient of the matrix
-leads to that of the norm (``unfolded``). No program adds up rows for these three.
+(``AxisLayerWeights.folded``). Nothing is lost by it: standardised rows sum to zero, so that the mean of a row of the
+gradient is ``LEVEL`` times that of the bias, and what is left of the gradient of the matrix leads to that of the norm
+(``unfolded``). No program adds up rows for these three.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.rounding import rounded
 
 _ROWS = 4  # of a program
+_MANY = 32  # programs
 
 
 @triton.jit
@@ -83,16 +84,39 @@ def launch_fold(weights: AxisLayerWeights) -> tuple[Tensor, Tensor]:
     return qkv, up
 
 
+def part_dtype(x: Tensor, programs: int) -> torch.dtype:
+    """Of the parts of the gradient of a matrix that ``programs`` leave. Those of many programs in bfloat16 are rounded to
+    it: that adds no more than rounding the sum would, and they are half as large, which counts where batches are small."""
+    return torch.bfloat16 if x.dtype == torch.bfloat16 and programs >= _MANY else torch.float32
+
+
+@triton.jit
+def centred(b_grad, AXIS: tl.constexpr, dtype: tl.constexpr):
+    """A part of the gradient of a folded matrix, whose channels are along AXIS, less its means over them, in ``dtype``; and
+    these means, in float32. They stand for the bias and may be many times as large as what is left, so that they must
+    not be rounded together."""
+    b_mean = tl.sum(b_grad, AXIS) / b_grad.shape[AXIS]
+    return rounded(b_grad - tl.expand_dims(b_mean, AXIS), dtype), b_mean
+
+
+@triton.jit
+def store_centred(p_grad, p_means, number: tl.constexpr, b_grad, C: tl.constexpr):
+    """A part [C, C] of the gradient of QKV: ``number`` of the three, to p_grad (programs * 3C, C), a descriptor, and p_means
+    (programs, 3C)."""
+    first = tl.program_id(0) * (3 * C) + number * C
+    b_grad, b_mean = centred(b_grad, 1, p_grad.dtype)
+    p_grad.store([first, 0], b_grad)
+    tl.store(p_means + first + tl.arange(0, C), b_mean)
+
+
 def unfolded(
-    grad: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
+    grad: Tensor, mean: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the norm's weight and bias, of the matrix and of its bias, from that of the folded matrix.
 
-    grad: (N, C), float32.
+    grad: (N, C), less its means over channels; mean: (N,), these. Both float32.
     """
-    bias = grad.sum(1) / (LEVEL * grad.shape[1])
-    grad = grad - LEVEL * bias[:, None]  # of the matrix behind standardised rows
-    weight = weight.float()
+    bias, weight = mean / LEVEL, weight.float()
     grad_weight = torch.addcmul(torch.outer(bias, norm_bias.float()), grad, norm_weight.float())
     return (grad * weight).sum(0), bias @ weight, grad_weight, bias
 
