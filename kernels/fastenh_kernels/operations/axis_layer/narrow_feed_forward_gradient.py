@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import store_statistics
-from fastenh_kernels.operations.axis_layer.folding import centred, part_dtype, standard, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import centred, launch_unfold, part_dtype, standard, through_standard
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -179,7 +179,7 @@ def launch_narrow_feed_forward_gradient(
     )
     grad_up, grad_down = grad_maps.sum(0, dtype=torch.float32)
     down_bias, out_bias, up_mean = grad_bias.sum(0).split([width, width, hidden])
-    norm_weight, norm_bias, up_weight, up_bias = unfolded(
+    norm_weight, norm_bias, up_weight, up_bias = launch_unfold(
         grad_up.T, up_mean, weights.up_weight, weights.norm2_weight, weights.norm2_bias
     )
     found = {

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
 from fastenh_kernels.operations.axis_layer.folding import (
+    launch_unfold,
     part_dtype,
     standard,
     store_centred,
     through_matrix,
     through_standard,
-    unfolded,
 )
 from fastenh_kernels.operations.axis_layer.narrow_frequency_training import by_head, side_by_side
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
@@ -144,5 +144,5 @@ def launch_narrow_frequency_gradient(
         PRECISION=dot_precision(x),
     )
     grad, mean = grad_weight.sum(0, dtype=torch.float32), grad_means.sum(0)
-    found = unfolded(grad, mean, weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
+    found = launch_unfold(grad, mean, weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
     return grad_x, dict(zip(("norm1_weight", "norm1_bias", "qkv_weight", "qkv_bias"), found, strict=True))
