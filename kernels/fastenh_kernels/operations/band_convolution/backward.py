@@ -220,8 +220,9 @@ def launch_band_convolution_backward(
     )
     found = weights.sum(0).view(channels, -1, channels)
     found = found.transpose(0, 2).reshape(channels, -1, 1) if mix else found.transpose(1, 2)
-    of_affine, of_skip = (row.clone() for row in sums.sum(0).view(2, 2, channels))  # an operator gives no views
-    return [grad_x, found.contiguous(), *([of_affine] if active else []), *([grad_skip, of_skip] if mix else [])]
+    of_affine, of_skip = sums.sum(0).view(2, 2, channels)  # an operator gives no views
+    of_skip = [grad_skip, of_skip.clone()] if mix else []
+    return [grad_x, found.contiguous(), *([of_affine.clone()] if active else []), *of_skip]
 
 
 def _side_by_side(weight: Tensor) -> Tensor:

@@ -118,8 +118,7 @@ def launch_band_convolution(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
-    means, squares, counts = parts.split([channels, channels, 1], 1)
-    return y, *combined_moments(counts, means, squares)
+    return y, *combined_moments(parts)
 
 
 def matrices_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
