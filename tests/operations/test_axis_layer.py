@@ -305,8 +305,8 @@ def test_gradient_of_a_narrow_layer(target, monkeypatch, axis, t, f):
 @AXES
 def test_parts_in_16_bit(interpreted, monkeypatch, axis):
     """They lose no more than rounding the sum would, though the gradients of folded matrices are mostly those of biases
-    here: all hidden units are open, and what comes back has a large mean. In float16, since the interpreter cuts bfloat16
-    off instead of rounding to it."""
+    here: all hidden units are open, and what comes back has a large mean. In float16, since the interpreter cuts
+    bfloat16 off instead of rounding to it."""
     torch.manual_seed(0)
     given, weights = kernel(axis), layer_weights(64, 128)
     from fastenh_kernels.operations.axis_layer import (

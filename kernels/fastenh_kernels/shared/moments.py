@@ -60,8 +60,8 @@ def combine_moments_kernel(
 
 
 def combined_moments(parts: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance, each (C,), of parts (P, 2 C + 1) as ``store_moments`` leaves them, put together by Chan et
-    al. 1979, "Updating formulae"."""
+    """Mean and (biased) variance, each (C,), of parts (P, 2 C + 1) as ``store_moments`` leaves them (Chan et al. 1979,
+    "Updating formulae")."""
     count, channels = parts.shape[0], parts.shape[1] // 2
     mean, var = parts.new_empty(channels), parts.new_empty(channels)
     launch(

@@ -34,10 +34,10 @@ def operator(name: str, launch: Callable[..., Any], shapes: Callable[..., Any]) 
 def register_forked(name: str, made: CustomOpDef, gradient: Callable[..., Any], keep: Callable[..., None]) -> None:
     """``FORKED[name]``: the operator ``made``, whose first argument comes back as one more result, for another reader.
 
-    Autograd adds the gradients of two readers of a tensor in a launch of its own. Read from here, the other gradient
-    comes to ``gradient``, as the last one, and the kernel adds it to its own before it stores that. An operator must not
-    return what it was given, so this is an autograd function around it. gradient, keep: as ``register_autograd`` takes
-    them.
+    Autograd adds the gradients of two readers of a tensor in a launch of its own. If the other reader takes the tensor
+    from here, its gradient comes to ``gradient`` as the last one, and the kernel adds it to its own before it stores
+    that. An operator must not return what it was given, so this is an autograd function around it. gradient, keep: as
+    ``register_autograd`` takes them.
     """
 
     class Forked(torch.autograd.Function):

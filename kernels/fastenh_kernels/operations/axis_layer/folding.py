@@ -86,23 +86,23 @@ def launch_fold(weights: AxisLayerWeights) -> tuple[Tensor, Tensor]:
 
 
 def part_dtype(x: Tensor, programs: int) -> torch.dtype:
-    """Of the parts of the gradient of a matrix that ``programs`` leave. Those of many programs in bfloat16 are rounded to
-    it: that adds no more than rounding the sum would, and they are half as large, which counts where batches are small."""
+    """Of the parts that programs leave of the gradient of a matrix. Those of many programs in bfloat16 are rounded to it:
+    that costs less than rounding the sum would, and half of what is moved where batches are small."""
     return torch.bfloat16 if x.dtype == torch.bfloat16 and programs >= _MANY else torch.float32
 
 
 @triton.jit
 def centred(b_grad, AXIS: tl.constexpr, dtype: tl.constexpr):
-    """A part of the gradient of a folded matrix, whose channels are along AXIS, less its means over them, in ``dtype``; and
-    these means, in float32. They stand for the bias and may be many times as large as what is left, so that they must
-    not be rounded together."""
+    """A part of the gradient of a folded matrix, less its means over the channels, which are along AXIS, in ``dtype``;
+    and these means in float32. They are the share of the bias and may be many times as large as what is left, so both
+    must not be rounded together."""
     b_mean = tl.sum(b_grad, AXIS) / b_grad.shape[AXIS]
     return rounded(b_grad - tl.expand_dims(b_mean, AXIS), dtype), b_mean
 
 
 @triton.jit
 def store_centred(p_grad, p_means, number: tl.constexpr, b_grad, C: tl.constexpr):
-    """A part [C, C] of the gradient of QKV: ``number`` of the three, to p_grad (programs * 3C, C), a descriptor, and p_means
+    """A part [C, C] of the gradient of QKV, one of three: to p_grad, the descriptor of (programs * 3C, C), and p_means
     (programs, 3C)."""
     first = tl.program_id(0) * (3 * C) + number * C
     b_grad, b_mean = centred(b_grad, 1, p_grad.dtype)

@@ -86,14 +86,14 @@ def narrow_feed_forward_gradient_kernel(
             o_row, o_h = tl.cast(tile * M, tl.int32) + o_m, tl.arange(0, H)
             store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
     i_program = tl.program_id(0)
+    p_bias = p_grad_bias + i_program * (2 * C + N)
     b_grad_up, b_mean = centred(b_grad_up, 0, p_grad_maps.dtype)
     p_grad_maps.store([i_program * (2 * C), 0], b_grad_up)
+    tl.store(p_bias + 2 * C + tl.arange(0, N), b_mean)
     p_grad_maps.store([i_program * (2 * C) + C, 0], rounded(b_grad_down, p_grad_maps.dtype))
-    p_grad_out.store([i_program * C, 0], rounded(b_grad_out, p_grad_out.dtype))
-    p_bias = p_grad_bias + i_program * (2 * C + N)
     tl.store(p_bias + o_c, tl.sum(b_down_bias, 1) / 16)
     tl.store(p_bias + C + o_c, tl.sum(b_out_bias, 1) / 16)
-    tl.store(p_bias + 2 * C + tl.arange(0, N), b_mean)
+    p_grad_out.store([i_program * C, 0], rounded(b_grad_out, p_grad_out.dtype))
 
 
 class NarrowFeedForwardGradient(NamedTuple):

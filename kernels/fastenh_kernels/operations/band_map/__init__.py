@@ -28,8 +28,8 @@ def band_map(
     """``bands @ h @ weight.T + added`` of each frame, where h is ``silu(x * scale + shift)``.
 
     x: (B, T, F, C); affine: (2, C), scale and shift, or None for x as it is; bands: (F', F); weight: (C', C);
-    added: (F', C'). Returns (B, T, F', C'). forked: and x, for another reader, whose gradient the kernels then add where
-    they make their own.
+    added: (F', C'). Returns (B, T, F', C'). forked: and x, for another reader, whose gradient the kernels then add
+    where they make their own.
     """
     return OPERATION(x, affine, bands, weight, added, forked)
 

@@ -116,8 +116,8 @@ def band_map_backward_kernel(
 def launch_band_map_backward(
     grad: Tensor, x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, other: Tensor | None
 ) -> list[Tensor]:
-    """Gradients of x and, in float32, of bands, weight, what is added and, where it was given, affine. other: a gradient
-    of x that is added to the one found here."""
+    """Gradients of x and, in float32, of bands, weight, what is added and, where it was given, affine. other: a
+    gradient of x that is added to the one found here."""
     x, grad, grad_x = x.contiguous(), grad.contiguous(), like(x)
     bands, weight = bands.to(x.dtype).contiguous(), weight.to(x.dtype).contiguous()
     frames, (count, wide), (width, channels) = x.shape[0] * x.shape[1], bands.shape, weight.shape
