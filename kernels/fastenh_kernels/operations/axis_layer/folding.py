@@ -86,8 +86,8 @@ def launch_fold(weights: AxisLayerWeights) -> tuple[Tensor, Tensor]:
 
 
 def part_dtype(x: Tensor, programs: int) -> torch.dtype:
-    """Of the parts that programs leave of the gradient of a matrix. Those of many programs in bfloat16 are rounded to it:
-    that costs less than rounding the sum would, and half of what is moved where batches are small."""
+    """Of the parts that programs leave of the gradient of a matrix. Those of many programs in bfloat16 are rounded to
+    it: that loses less than rounding the sum would, and half as much is moved, which counts where batches are small."""
     return torch.bfloat16 if x.dtype == torch.bfloat16 and programs >= _MANY else torch.float32
 
 
