@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 import sys
 from pathlib import Path
@@ -17,8 +15,8 @@ import soundfile
 import torch
 from parity import DEVICES
 
-if not torch.cuda.is_available():  # Triton's kernels run in its interpreter; decided when they are imported
-    os.environ["TRITON_INTERPRET"] = "1"
+if not torch.cuda.is_available():
+    import interpreter  # noqa: F401, kernels run in it from here on
 
 from fastenh.models import checkpoint
 from fastenh.models.dpt import DPTConfig
@@ -45,57 +43,6 @@ def voice(length: int, seed: int = 0, rate: int = 16_000) -> np.ndarray:
 
 def noise(length: int, seed: int = 0, scale: float = 0.05) -> np.ndarray:
     return (scale * np.random.default_rng(seed + 1000).standard_normal(length)).astype(np.float32)
-
-
-def masks_stay_boolean():
-    """Triton's interpreter takes the comparison of two scalars for an int32; that of 3.9 refuses masks made of it."""
-    try:
-        from triton.language import int1
-        from triton.runtime import interpreter
-    except ImportError:
-        return
-    splat = interpreter.InterpreterBuilder.create_splat
-
-    def create_splat(self, block, scalar):
-        is_mask = scalar.data.dtype == np.bool_
-        return splat(self, block, interpreter.TensorHandle(scalar.data, int1) if is_mask else scalar)
-
-    interpreter.InterpreterBuilder.create_splat = create_splat
-
-
-def spare_the_interpreter():
-    """Half of the time of Triton's interpreter is spent on what these tests have no use for.
-
-    It patches Triton's language again at every call of a device function, computes whether integers overflow and does
-    not look at the result, and builds a table of dtypes for each operation.
-    """
-    try:
-        from triton.runtime import interpreter
-    except ImportError:
-        return
-    patch, launch, dtype_of = interpreter._patch_lang, interpreter.GridExecutor.__call__, interpreter._get_np_dtype
-    dtype_of_scalar = functools.cache(dtype_of)
-    patched = set()
-
-    def patch_once(function):
-        module = id(function.__globals__)
-        if module in patched:
-            return None  # only a launch looks at it
-        patched.add(module)
-        return patch(function)
-
-    def launch_anew(self, *arguments, **named):
-        patched.clear()
-        return launch(self, *arguments, **named)
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch_anew
-    interpreter._get_np_dtype = lambda type: dtype_of(type) if type.scalar.is_ptr() else dtype_of_scalar(type.scalar)
-    builder = interpreter.interpreter_builder
-    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
-
-
-masks_stay_boolean()
-spare_the_interpreter()
 
 
 def pytest_collection_modifyitems(items):

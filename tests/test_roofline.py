@@ -98,6 +98,17 @@ def test_a_launch_that_leaves_processors_idle_takes_as_long_as_one_that_fills_th
     assert full.tensor_flop == 132 * one.tensor_flop
 
 
+def test_tiles_are_dealt_out_whole():
+    """141 tiles take as long as two on each of 132 processors; two programs on a processor may have one and two."""
+
+    def taken(tiles, programs):
+        return pipes.usage(SASS, launch_of((tiles / programs, 5), 0, programs), 1.0).microseconds["special"]
+
+    two = taken(264, 132)
+    assert taken(141, 132) == taken(141, 71) == two > taken(132, 132)
+    assert taken(300, 264) == pytest.approx(1.5 * two)
+
+
 def test_a_loop_that_was_unrolled_is_told_by_the_operations():
     """Three loops are asked for and two are there: the unrolled one is found by what must be computed at least."""
     programs = 132 * 4

@@ -155,7 +155,14 @@ def parts_of(tiles: int, blocks: int, device: torch.device, an_sm: int = 2) -> i
     an SM, or one where each would have fewer than four tiles. Two hide each other's waiting; of one there are fewer
     parts, which must be written and read again: that is what matters where a part is a matrix."""
     parts = max(1, an_sm * processors(device) // blocks)
-    return max(1, min(tiles, parts if tiles >= 4 * parts else processors(device) // blocks))
+    if an_sm > 1 and tiles >= 4 * parts:
+        return parts
+    return max(1, fewest_programs(tiles, max(1, processors(device) // blocks)))
+
+
+def fewest_programs(tiles: int, most: int) -> int:
+    """As few programs as are through with ``tiles``, which they take in turn, as soon as ``most`` would be."""
+    return triton.cdiv(tiles, max(1, triton.cdiv(tiles, most)))
 
 
 def dot_precision(tensor: torch.Tensor) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import store_statistics
 from fastenh_kernels.operations.axis_layer.folding import centred, launch_unfold, part_dtype, standard, through_standard
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
 from fastenh_kernels.shared.rounding import relu, rounded, where_positive
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
@@ -123,7 +123,7 @@ def launch_narrow_feed_forward_gradient(
     hidden, width = weights.up_weight.shape
     rows = mid.numel() // width
     tiles = triton.cdiv(rows, _ROWS)
-    programs = min(tiles, processors(mid.device))
+    programs = fewest_programs(tiles, processors(mid.device))
     descriptors = has_descriptors(mid)
     down, out = weights.down_weight.contiguous(), weights.out_weight.contiguous()
     matrices = size(up, down, out)

@@ -21,7 +21,7 @@ from fastenh_kernels.operations.axis_layer.folding import (
     through_standard,
 )
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
-from fastenh_kernels.shared.launch import Cost, dot_precision, launch, processors, size
+from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
 from fastenh_kernels.shared.rounding import rounded
 from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
@@ -84,7 +84,7 @@ def launch_narrow_norm_linear_gradient(
     width = x.shape[3]
     rows = x.numel() // width
     tiles = triton.cdiv(rows, _ROWS)
-    programs = min(tiles, processors(x.device))
+    programs = fewest_programs(tiles, processors(x.device))
     descriptors = has_descriptors(x)
     grad_x = torch.empty_like(x)
     grad_weight = x.new_empty(programs, 3 * width, width, dtype=part_dtype(x, programs))
