@@ -20,7 +20,6 @@ from fastenh_kernels.shared.rounding import rounded
 
 _ROWS = 4  # of a program that folds
 _CHANNELS = 2  # of a program that unfolds
-_MANY = 32  # programs
 
 
 @triton.jit
@@ -85,37 +84,12 @@ def launch_fold(weights: AxisLayerWeights) -> tuple[Tensor, Tensor]:
     return qkv, up
 
 
-def part_dtype(x: Tensor, programs: int) -> torch.dtype:
-    """Of the parts that programs leave of the gradient of a matrix. Those of many programs in bfloat16 are rounded to
-    it: that loses less than rounding the sum would, and half as much is moved, which counts where batches are small."""
-    return torch.bfloat16 if x.dtype == torch.bfloat16 and programs >= _MANY else torch.float32
-
-
-@triton.jit
-def centred(b_grad, AXIS: tl.constexpr, dtype: tl.constexpr):
-    """A part of the gradient of a folded matrix, less its means over the channels, which are along AXIS, in ``dtype``;
-    and these means in float32. They are the share of the bias and may be many times as large as what is left, so both
-    must not be rounded together."""
-    b_mean = tl.sum(b_grad, AXIS) / b_grad.shape[AXIS]
-    return rounded(b_grad - tl.expand_dims(b_mean, AXIS), dtype), b_mean
-
-
-@triton.jit
-def store_centred(p_grad, p_means, number: tl.constexpr, b_grad, C: tl.constexpr):
-    """A part [C, C] of the gradient of QKV, one of three: to p_grad, the descriptor of (programs * 3C, C), and p_means
-    (programs, 3C)."""
-    first = tl.program_id(0) * (3 * C) + number * C
-    b_grad, b_mean = centred(b_grad, 1, p_grad.dtype)
-    p_grad.store([first, 0], b_grad)
-    tl.store(p_means + first + tl.arange(0, C), b_mean)
-
-
 @triton.jit
 def unfold_kernel(
-    p_grad,  # (N, C) by its strides: gradient of a folded matrix, less its means over the channels
+    p_grad,  # (N, C) by its strides: gradient of a folded matrix
     along_n,
     along_c,
-    p_mean,  # (N,): these means
+    p_mean,  # (N,): its means over the channels
     p_weight,  # (N, C)
     p_norm_weight,  # (C,)
     p_norm_bias,  # (C,)
@@ -134,7 +108,9 @@ def unfold_kernel(
     m_w = m_n[:, None]
     b_grad = tl.load(p_grad + o_n[:, None] * along_n + o_c[None, :] * along_c, mask=m_w, other=0.0)  # [ROWS, M]
     b_w = tl.load(p_weight + o_w, mask=m_w, other=0.0).to(tl.float32)
-    b_bias = tl.load(p_mean + o_n, mask=m_n, other=0.0) / LEVEL
+    b_mean = tl.load(p_mean + o_n, mask=m_n, other=0.0)
+    b_grad -= b_mean[:, None]  # of the matrix behind standardised rows
+    b_bias = b_mean / LEVEL
     b_of_w = b_bias[:, None] * row_of(p_norm_bias, o_c) + b_grad * row_of(p_norm_weight, o_c)
     tl.store(p_of_weight + o_w, b_of_w, mask=m_w)
     tl.store(p_of_norm_weight + o_c, tl.sum(b_grad * b_w, 0))
@@ -144,13 +120,14 @@ def unfold_kernel(
 
 
 def launch_unfold(
-    grad: Tensor, mean: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
+    grad: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the norm's weight and bias, of the matrix and of its bias, from that of the folded matrix.
 
-    grad: (N, C), less its means over channels; mean: (N,), these. Both float32.
+    grad: (N, C), float32.
     """
     rows, width = weight.shape
+    mean = grad.mean(1)
     of_norm_weight, of_norm_bias = mean.new_empty(width), mean.new_empty(width)
     of_weight, of_bias = mean.new_empty(rows, width), torch.empty_like(mean)
     moved = size(grad, weight, of_weight)
@@ -162,7 +139,7 @@ def launch_unfold(
         p_grad=grad,
         along_n=grad.stride(0),
         along_c=grad.stride(1),
-        p_mean=mean.contiguous(),
+        p_mean=mean,
         p_weight=weight.contiguous(),
         p_norm_weight=norm_weight,
         p_norm_bias=norm_bias,

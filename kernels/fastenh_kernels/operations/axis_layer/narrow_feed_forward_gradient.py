@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import store_statistics
-from fastenh_kernels.operations.axis_layer.folding import centred, launch_unfold, part_dtype, standard, through_standard
+from fastenh_kernels.operations.axis_layer.folding import launch_unfold, standard, through_standard
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -39,7 +39,7 @@ def narrow_feed_forward_gradient_kernel(
     p_grad_attended,  # the descriptor of (rows, C), written
     p_grad_maps,  # the descriptor of (programs * 2C, N), written: of the up matrix, transposed, and the down matrix
     p_grad_out,  # the descriptor of (programs * C, C), written
-    p_grad_bias,  # (programs, 2C + N), written: of down and out, and the means of up, see ``centred``
+    p_grad_bias,  # (programs, 2, C), written: of down and out
     rows,
     tiles,
     frames,
@@ -86,14 +86,12 @@ def narrow_feed_forward_gradient_kernel(
             o_row, o_h = tl.cast(tile * M, tl.int32) + o_m, tl.arange(0, H)
             store_statistics(b_delta, p_lse, p_statistics, o_row, o_h, rows, frames, bands, padded, H, TIME)
     i_program = tl.program_id(0)
-    p_bias = p_grad_bias + i_program * (2 * C + N)
-    b_grad_up, b_mean = centred(b_grad_up, 0, p_grad_maps.dtype)
     p_grad_maps.store([i_program * (2 * C), 0], b_grad_up)
-    tl.store(p_bias + 2 * C + tl.arange(0, N), b_mean)
-    p_grad_maps.store([i_program * (2 * C) + C, 0], rounded(b_grad_down, p_grad_maps.dtype))
-    tl.store(p_bias + o_c, tl.sum(b_down_bias, 1) / 16)
-    tl.store(p_bias + C + o_c, tl.sum(b_out_bias, 1) / 16)
-    p_grad_out.store([i_program * C, 0], rounded(b_grad_out, p_grad_out.dtype))
+    p_grad_maps.store([i_program * (2 * C) + C, 0], b_grad_down)
+    p_grad_out.store([i_program * C, 0], b_grad_out)
+    p_bias = p_grad_bias + i_program * (2 * C) + o_c
+    tl.store(p_bias, tl.sum(b_down_bias, 1) / 16)
+    tl.store(p_bias + C, tl.sum(b_out_bias, 1) / 16)
 
 
 class NarrowFeedForwardGradient(NamedTuple):
@@ -128,9 +126,9 @@ def launch_narrow_feed_forward_gradient(
     down, out = weights.down_weight.contiguous(), weights.out_weight.contiguous()
     matrices = size(up, down, out)
     grad_mid, grad_attended = torch.empty_like(mid), torch.empty_like(mid)
-    grad_maps = mid.new_empty(programs, 2, width, hidden, dtype=part_dtype(mid, programs))
-    grad_out = grad_maps.new_empty(programs, width, width)
-    grad_bias = mid.new_empty(programs, 2 * width + hidden, dtype=torch.float32)
+    grad_maps = mid.new_empty(programs, 2, width, hidden, dtype=torch.float32)
+    grad_out = mid.new_empty(programs, width, width, dtype=torch.float32)
+    grad_bias = mid.new_empty(programs, 2, width, dtype=torch.float32)
 
     def described_rows(tensor: Tensor) -> Any:
         return described(tensor, _ROWS, width, descriptors)
@@ -177,13 +175,13 @@ def launch_narrow_feed_forward_gradient(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(mid),
     )
-    grad_up, grad_down = grad_maps.sum(0, dtype=torch.float32)
-    down_bias, out_bias, up_mean = grad_bias.sum(0).split([width, width, hidden])
+    grad_up, grad_down = grad_maps.sum(0)
+    down_bias, out_bias = grad_bias.sum(0)
     norm_weight, norm_bias, up_weight, up_bias = launch_unfold(
-        grad_up.T, up_mean, weights.up_weight, weights.norm2_weight, weights.norm2_bias
+        grad_up.T, weights.up_weight, weights.norm2_weight, weights.norm2_bias
     )
     found = {
-        "out_weight": grad_out.sum(0, dtype=torch.float32),
+        "out_weight": grad_out.sum(0),
         "out_bias": out_bias.clone(),  # an operator gives no views
         "norm2_weight": norm_weight,
         "norm2_bias": norm_bias,

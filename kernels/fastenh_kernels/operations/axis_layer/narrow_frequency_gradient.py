@@ -15,14 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
-from fastenh_kernels.operations.axis_layer.folding import (
-    launch_unfold,
-    part_dtype,
-    standard,
-    store_centred,
-    through_matrix,
-    through_standard,
-)
+from fastenh_kernels.operations.axis_layer.folding import launch_unfold, standard, through_matrix, through_standard
 from fastenh_kernels.operations.axis_layer.narrow_frequency_training import by_head, side_by_side
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
@@ -40,8 +33,7 @@ def narrow_frequency_gradient_kernel(
     p_grad_mid,  # the descriptor of (rows, C): what comes back past the layer's first half
     p_weight,  # the descriptor of (3C, C), folded
     p_grad_x,  # the descriptor of (rows, C), written
-    p_grad_weight,  # the descriptor of (programs * 3C, C), written: see ``centred``
-    p_grad_means,  # (programs, 3C), written
+    p_grad_weight,  # the descriptor of (programs * 3C, C), written
     rows,
     tiles,
     C: tl.constexpr,
@@ -87,9 +79,10 @@ def narrow_frequency_gradient_kernel(
         b_besides = load_rows(p_grad_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_dx = rounded(through_standard(b_dn, b_n, b_inverse, b_besides, LEVEL, C), dtype)
         store_rows(p_grad_x, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
-    store_centred(p_grad_weight, p_grad_means, 0, b_grad_q, C)
-    store_centred(p_grad_weight, p_grad_means, 1, b_grad_k, C)
-    store_centred(p_grad_weight, p_grad_means, 2, b_grad_v, C)
+    first = tl.program_id(0) * (3 * C)
+    p_grad_weight.store([first, 0], b_grad_q)
+    p_grad_weight.store([first + C, 0], b_grad_k)
+    p_grad_weight.store([first + 2 * C, 0], b_grad_v)
 
 
 def launch_narrow_frequency_gradient(
@@ -105,14 +98,13 @@ def launch_narrow_frequency_gradient(
     programs = fewest_programs(tiles, processors(x.device))
     descriptors = has_descriptors(x)
     grad_x = torch.empty_like(x)
-    grad_weight = x.new_empty(programs, 3 * width, width, dtype=part_dtype(x, programs))
-    grad_means = x.new_empty(programs, 3 * width, dtype=torch.float32)
+    grad_weight = x.new_empty(programs, 3 * width, width, dtype=torch.float32)
 
     def described_rows(tensor: Tensor) -> Any:
         return described(tensor, _ROWS, width, descriptors)
 
     def cost() -> Cost:
-        moved = size(grad_attended, x, grad_mid, grad_x, grad_weight, grad_means)
+        moved = size(grad_attended, x, grad_mid, grad_x, grad_weight)
         l2 = moved + programs * size(qkv)
         flop = 6 * rows * qkv.numel() + 10 * x.numel() * bands
         return Cost((tiles / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(qkv))
@@ -129,7 +121,6 @@ def launch_narrow_frequency_gradient(
         p_weight=described(qkv, width, width, descriptors),
         p_grad_x=described_rows(grad_x),
         p_grad_weight=described(grad_weight, width, width, descriptors),
-        p_grad_means=grad_means,
         rows=rows,
         tiles=tiles,
         C=width,
@@ -143,6 +134,5 @@ def launch_narrow_frequency_gradient(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
-    grad, mean = grad_weight.sum(0, dtype=torch.float32), grad_means.sum(0)
-    found = launch_unfold(grad, mean, weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
+    found = launch_unfold(grad_weight.sum(0), weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
     return grad_x, dict(zip(("norm1_weight", "norm1_bias", "qkv_weight", "qkv_bias"), found, strict=True))

@@ -12,14 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.folding import (
-    launch_unfold,
-    part_dtype,
-    standard,
-    store_centred,
-    through_matrix,
-    through_standard,
-)
+from fastenh_kernels.operations.axis_layer.folding import launch_unfold, standard, through_matrix, through_standard
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -36,8 +29,7 @@ def narrow_norm_linear_gradient_kernel(
     p_grad_mid,  # the descriptor of (rows, C): what comes back past the layer's first half
     p_weight,  # the descriptor of (3C, C), folded
     p_grad_x,  # the descriptor of (rows, C), written
-    p_grad_weight,  # the descriptor of (programs * 3C, C), written: see ``centred``
-    p_grad_means,  # (programs, 3C), written
+    p_grad_weight,  # the descriptor of (programs * 3C, C), written
     rows,
     tiles,
     C: tl.constexpr,
@@ -69,9 +61,10 @@ def narrow_norm_linear_gradient_kernel(
         b_besides = load_rows(p_grad_mid, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
         b_dx = rounded(through_standard(b_dn, b_n, b_inverse, b_besides, LEVEL, C), dtype)
         store_rows(p_grad_x, b_dx, o_m, o_c, tile, 0, rows, C, DESCRIPTORS)
-    store_centred(p_grad_weight, p_grad_means, 0, b_grad_q, C)
-    store_centred(p_grad_weight, p_grad_means, 1, b_grad_k, C)
-    store_centred(p_grad_weight, p_grad_means, 2, b_grad_v, C)
+    first = tl.program_id(0) * (3 * C)
+    p_grad_weight.store([first, 0], b_grad_q)
+    p_grad_weight.store([first + C, 0], b_grad_k)
+    p_grad_weight.store([first + 2 * C, 0], b_grad_v)
 
 
 def launch_narrow_norm_linear_gradient(
@@ -87,14 +80,13 @@ def launch_narrow_norm_linear_gradient(
     programs = fewest_programs(tiles, processors(x.device))
     descriptors = has_descriptors(x)
     grad_x = torch.empty_like(x)
-    grad_weight = x.new_empty(programs, 3 * width, width, dtype=part_dtype(x, programs))
-    grad_means = x.new_empty(programs, 3 * width, dtype=torch.float32)
+    grad_weight = x.new_empty(programs, 3 * width, width, dtype=torch.float32)
 
     def described_rows(tensor: Tensor) -> Any:
         return described(tensor, _ROWS, width, descriptors)
 
     def cost() -> Cost:
-        moved = size(grad_out, x, grad_mid, grad_x, grad_weight, grad_means)
+        moved = size(grad_out, x, grad_mid, grad_x, grad_weight)
         l2 = moved + programs * size(qkv)
         return Cost((tiles / max(programs, 1),), 4 * rows * qkv.numel(), l2_bytes=l2, dram_bytes=moved + size(qkv))
 
@@ -110,7 +102,6 @@ def launch_narrow_norm_linear_gradient(
         p_weight=described(qkv, width, width, descriptors),
         p_grad_x=described_rows(grad_x),
         p_grad_weight=described(grad_weight, width, width, descriptors),
-        p_grad_means=grad_means,
         rows=rows,
         tiles=tiles,
         C=width,
@@ -120,6 +111,5 @@ def launch_narrow_norm_linear_gradient(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
-    grad, mean = grad_weight.sum(0, dtype=torch.float32), grad_means.sum(0)
-    found = launch_unfold(grad, mean, weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
+    found = launch_unfold(grad_weight.sum(0), weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
     return grad_x, dict(zip(("norm1_weight", "norm1_bias", "qkv_weight", "qkv_bias"), found, strict=True))
