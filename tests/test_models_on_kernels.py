@@ -126,6 +126,21 @@ def test_training_is_one_graph(interpreted):
     assert max(compared.values()) < 1e-4, compared
 
 
+def test_training_of_dpt_complex_is_one_graph(interpreted):
+    """In mixed precision, without layers: its skips come out of autograd functions around the operators."""
+    torch.manual_seed(0)
+    core = build("dpt_complex", DPTComplexConfig(conv_channels=16, bands=16, blocks=0)).train().core
+    spectrum = torch.randn(1, 257, 3, dtype=torch.complex64)
+    found = []
+    for step in (core, torch.compile(core, backend="aot_eager", fullgraph=True)):
+        core.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            out = step(spectrum)
+        out.abs().sum().backward()
+        found.append([out.detach(), *(parameter.grad.clone() for parameter in core.parameters())])
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.slow
 def test_fifty_steps_of_training_on_both_paths(interpreted):
     """From one seed the losses go together; what was trained on one path scores the same on the other."""

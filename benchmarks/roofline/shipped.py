@@ -42,7 +42,7 @@ FORWARD: dict[str, list[Case]] = {
 TRAINING: dict[str, list[Case]] = {
     "dpt": [("encoder_front", "training"), ("encoder_conv", "training"), *_LAYERS_IN_TRAINING,
             ("decoder_taps", ""), ("upsampled_moments", ""), ("mask_head", ""), ("spectral_loss", "")],
-    "dpt_complex": [("front_convolution", ""), ("band_convolution", "three bands"), ("band_convolution", "three bands"),
+    "dpt_complex": [("front_convolution", ""), *[("band_convolution", "three bands, forked")] * 2,
                     ("band_map", "enter"), *_NARROW_IN_TRAINING, ("band_map", "leave"), *_MIXES, ("affine_silu", ""),
                     ("compressed_mask", ""), ("spectral_loss", "")],
 }  # fmt: skip

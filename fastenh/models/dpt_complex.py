@@ -119,11 +119,13 @@ class DPTComplex(nn.Module):
         """The same where kernels normalise what they read, so that nothing but the convolutions' results is stored."""
         weight, compression = self.front.weight, self.compression
         x = Late.of(self.front_norm, *fastenh_kernels.front_convolution(spectrum, weight, compression, self.frames[1]))
-        skips = [x]
+        skips = []
         for convolution in self.encoder:
-            x = convolution.late(x)
-            skips.append(x)
-        y = fastenh_kernels.band_map(*x, self.to_bands, self.enter.weight, self.enter.bias + self.positions)
+            x, skip = convolution.late_and_skip(x)
+            skips.append(skip)
+        positions = self.enter.bias + self.positions
+        y, rows = fastenh_kernels.band_map(*x, self.to_bands, self.enter.weight, positions, True)
+        skips.append(Late(rows, x.affine))
         for layer in self.layers:
             y = layer(y)
         added = self.from_bands.sum(1, keepdim=True) * self.leave.bias
@@ -254,6 +256,12 @@ class FrequencyConv(nn.Module):
         """The same of rows that are normalised as they are read, the channels of ``skip`` behind those of x."""
         weight, (rows, affine) = self.conv.weight.squeeze(-1), skip or (None, None)
         return Late.of(self.norm, *fastenh_kernels.band_convolution(x.rows, x.affine, weight, rows, affine))
+
+    def late_and_skip(self, x: Late) -> tuple[Late, Late]:
+        """The same without a skip, and x for one who reads it again."""
+        weight = self.conv.weight.squeeze(-1)
+        *found, rows = fastenh_kernels.band_convolution(x.rows, x.affine, weight, None, None, True)
+        return Late.of(self.norm, *found), Late(rows, x.affine)
 
 
 class TimeLayer(nn.Module):

@@ -38,18 +38,24 @@ def test_kernel_and_gradient(target, bands, bins, channels, frames, mean):
     check_gradients(kernel, plain, (arguments[0] - mean + 1, bins), target)
 
 
-def test_moments_of_parts_are_those_of_the_whole():
+@pytest.mark.parametrize("channels", [4, 32])
+@pytest.mark.parametrize("sizes", [(2, 1, 4), (3,) * 70])
+def test_moments_of_parts_are_those_of_the_whole(target, channels, sizes):
+    """Of few parts and of more than are read at a time; the first one is unlike the others."""
+    device, dtype = target
+    if dtype != torch.float32:
+        pytest.skip("moments are float32")
     kernel_of("upsampled_moments")
-    from fastenh_kernels.operations.upsampled_moments.forward import combined_moments
+    from fastenh_kernels.shared.moments import combined_moments
 
-    values = 1e4 + randn(7, 5, 3).double()
-    parts = [values[:2].flatten(0, 1), values[2:3].flatten(0, 1), values[3:].flatten(0, 1)]
-    counts = torch.tensor([[float(len(part))] for part in parts]).double()
-    means = torch.stack([part.mean(0) for part in parts])
-    squares = torch.stack([(part - part.mean(0)).square().sum(0) for part in parts])
-    mean, var = combined_moments(counts, means, squares)
-    torch.testing.assert_close(mean, values.mean((0, 1)))
-    torch.testing.assert_close(var, values.var((0, 1), correction=0))
+    torch.manual_seed(0)
+    values = 100 + randn(sum(sizes), 5, channels, dtype=torch.float64)
+    values[: sizes[0]] += 3
+    parts = [part.flatten(0, 1) for part in values.split(sizes)]
+    rows = [[p.mean(0), (p - p.mean(0)).square().sum(0), torch.tensor([float(len(p))])] for p in parts]
+    mean, var = combined_moments(torch.stack([torch.cat(row) for row in rows]).to(device, torch.float32))
+    torch.testing.assert_close(mean.cpu(), values.mean((0, 1)).float())
+    torch.testing.assert_close(var.cpu(), values.var((0, 1), correction=0).float(), rtol=1e-5, atol=0)
 
 
 def test_gradient_is_the_same_bits_again(interpreted):

@@ -12,6 +12,7 @@ from torch.library import CustomOpDef
 from fastenh_kernels.shared.launch import is_recording
 
 LAUNCHERS: dict[str, Callable[..., Any]] = {}  # by the name of the operator
+FORKED: dict[str, Callable[..., tuple[Tensor, ...]]] = {}  # likewise
 
 
 def operator(name: str, launch: Callable[..., Any], shapes: Callable[..., Any]) -> CustomOpDef:
@@ -28,6 +29,29 @@ def operator(name: str, launch: Callable[..., Any], shapes: Callable[..., Any]) 
     made = torch.library.custom_op(f"fastenh_kernels::{name}", launch, mutates_args=())
     made.register_fake(without_values)
     return made
+
+
+def register_forked(name: str, made: CustomOpDef, gradient: Callable[..., Any], keep: Callable[..., None]) -> None:
+    """``FORKED[name]``: the operator ``made``, whose first argument comes back as one more result, for another reader.
+
+    Autograd adds the gradients of two readers of a tensor in a launch of its own. If the other reader takes the tensor
+    from here, its gradient comes to ``gradient`` as the last one, and the kernel adds it to its own before it stores
+    that. An operator must not return what it was given, so this is an autograd function around it. gradient, keep: as
+    ``register_autograd`` takes them.
+    """
+
+    class Forked(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            output = made(*inputs)
+            keep(ctx, inputs, output)
+            return *(output if isinstance(output, tuple) else (output,)), inputs[0].view_as(inputs[0])
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+            return gradient(ctx, *gradients)
+
+    FORKED[name] = Forked.apply
 
 
 def as_dtypes_of(gradients: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:

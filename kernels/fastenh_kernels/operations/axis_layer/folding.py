@@ -1,9 +1,9 @@
 """Norms folded into the matrices behind them, for the gradient of a narrow layer.
 
 Rows are standardised and lifted by ``LEVEL``; the matrix holds the weight and the bias of the norm, and its own bias
-(``AxisLayerWeights.folded``). Nothing is lost by it: standardised rows sum to zero, so that the sum of a row of the
-gradient is that of the bias, ``LEVEL`` times the channels times over, and what is left of the gradient of the matrix
-leads to that of the norm (``unfolded``). No program adds up rows for these three.
+(``AxisLayerWeights.folded``). Nothing is lost by it: standardised rows sum to zero, so that the mean of a row of the
+gradient is ``LEVEL`` times that of the bias, and what is left of the gradient of the matrix leads to that of the norm
+(``unfold_kernel``). No program adds up rows for these three.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from fastenh_kernels.shared.launch import Cost, launch, size
 from fastenh_kernels.shared.norm import row_of
 from fastenh_kernels.shared.rounding import rounded
 
-_ROWS = 4  # of a program
+_ROWS = 4  # of a program that folds
+_CHANNELS = 2  # of a program that unfolds
 
 
 @triton.jit
@@ -83,18 +84,76 @@ def launch_fold(weights: AxisLayerWeights) -> tuple[Tensor, Tensor]:
     return qkv, up
 
 
-def unfolded(
+@triton.jit
+def unfold_kernel(
+    p_grad,  # (N, C) by its strides: gradient of a folded matrix
+    along_n,
+    along_c,
+    p_mean,  # (N,): its means over the channels
+    p_weight,  # (N, C)
+    p_norm_weight,  # (C,)
+    p_norm_bias,  # (C,)
+    p_of_norm_weight,  # (C,), written
+    p_of_norm_bias,  # (C,), written
+    p_of_weight,  # (N, C), written
+    p_of_bias,  # (N,), written
+    C: tl.constexpr,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,  # N or more, a power of 2
+    LEVEL: tl.constexpr,
+    M: tl.constexpr,
+):
+    o_c, o_n = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, ROWS)
+    o_w, m_n = o_n[:, None] * C + o_c[None, :], o_n < N
+    m_w = m_n[:, None]
+    b_grad = tl.load(p_grad + o_n[:, None] * along_n + o_c[None, :] * along_c, mask=m_w, other=0.0)  # [ROWS, M]
+    b_w = tl.load(p_weight + o_w, mask=m_w, other=0.0).to(tl.float32)
+    b_mean = tl.load(p_mean + o_n, mask=m_n, other=0.0)
+    b_grad -= b_mean[:, None]  # of the matrix behind standardised rows
+    b_bias = b_mean / LEVEL
+    b_of_w = b_bias[:, None] * row_of(p_norm_bias, o_c) + b_grad * row_of(p_norm_weight, o_c)
+    tl.store(p_of_weight + o_w, b_of_w, mask=m_w)
+    tl.store(p_of_norm_weight + o_c, tl.sum(b_grad * b_w, 0))
+    tl.store(p_of_norm_bias + o_c, tl.sum(b_bias[:, None] * b_w, 0))
+    if tl.program_id(0) == 0:
+        tl.store(p_of_bias + o_n, b_bias, mask=m_n)
+
+
+def launch_unfold(
     grad: Tensor, weight: Tensor, norm_weight: Tensor, norm_bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of the norm's weight and bias, of the matrix and of its bias, from that of the folded matrix.
 
     grad: (N, C), float32.
     """
-    bias = grad.sum(1) / (LEVEL * grad.shape[1])
-    grad = grad - LEVEL * bias[:, None]  # of the matrix behind standardised rows
-    weight = weight.float()
-    grad_weight = torch.addcmul(torch.outer(bias, norm_bias.float()), grad, norm_weight.float())
-    return (grad * weight).sum(0), bias @ weight, grad_weight, bias
+    rows, width = weight.shape
+    mean = grad.mean(1)
+    of_norm_weight, of_norm_bias = mean.new_empty(width), mean.new_empty(width)
+    of_weight, of_bias = mean.new_empty(rows, width), torch.empty_like(mean)
+    moved = size(grad, weight, of_weight)
+    launch(
+        unfold_kernel,
+        width // _CHANNELS,
+        lambda: Cost((), flop=0, l2_bytes=moved, dram_bytes=moved),
+        num_warps=1,
+        p_grad=grad,
+        along_n=grad.stride(0),
+        along_c=grad.stride(1),
+        p_mean=mean,
+        p_weight=weight.contiguous(),
+        p_norm_weight=norm_weight,
+        p_norm_bias=norm_bias,
+        p_of_norm_weight=of_norm_weight,
+        p_of_norm_bias=of_norm_bias,
+        p_of_weight=of_weight,
+        p_of_bias=of_bias,
+        C=width,
+        N=rows,
+        ROWS=triton.next_power_of_2(rows),
+        LEVEL=LEVEL,
+        M=_CHANNELS,
+    )
+    return of_norm_weight, of_norm_bias, of_weight, of_bias
 
 
 @triton.jit

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_layer.feed_forward_gradient import store_statistics
-from fastenh_kernels.operations.axis_layer.folding import standard, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import launch_unfold, standard, through_standard
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -177,7 +177,7 @@ def launch_narrow_feed_forward_gradient(
     )
     grad_up, grad_down = grad_maps.sum(0)
     down_bias, out_bias = grad_bias.sum(0)
-    norm_weight, norm_bias, up_weight, up_bias = unfolded(
+    norm_weight, norm_bias, up_weight, up_bias = launch_unfold(
         grad_up.T, weights.up_weight, weights.norm2_weight, weights.norm2_bias
     )
     found = {

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastenh_kernels.operations.axis_attention.sequences import scale
-from fastenh_kernels.operations.axis_layer.folding import standard, through_matrix, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import launch_unfold, standard, through_matrix, through_standard
 from fastenh_kernels.operations.axis_layer.narrow_frequency_training import by_head, side_by_side
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
@@ -134,5 +134,5 @@ def launch_narrow_frequency_gradient(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
-    found = unfolded(grad_weight.sum(0), weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
+    found = launch_unfold(grad_weight.sum(0), weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
     return grad_x, dict(zip(("norm1_weight", "norm1_bias", "qkv_weight", "qkv_bias"), found, strict=True))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastenh_kernels.operations.axis_layer.folding import standard, through_matrix, through_standard, unfolded
+from fastenh_kernels.operations.axis_layer.folding import launch_unfold, standard, through_matrix, through_standard
 from fastenh_kernels.operations.axis_layer.weights import LEVEL, AxisLayerWeights
 from fastenh_kernels.shared.launch import Cost, dot_precision, fewest_programs, launch, processors, size
 from fastenh_kernels.shared.norm import EPS
@@ -111,5 +111,5 @@ def launch_narrow_norm_linear_gradient(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
-    found = unfolded(grad_weight.sum(0), weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
+    found = launch_unfold(grad_weight.sum(0), weights.qkv_weight, weights.norm1_weight, weights.norm1_bias)
     return grad_x, dict(zip(("norm1_weight", "norm1_bias", "qkv_weight", "qkv_bias"), found, strict=True))

@@ -12,21 +12,32 @@ from fastenh_kernels.operations.band_convolution import reference
 
 
 def band_convolution(
-    x: Tensor, affine: Tensor | None, weight: Tensor, skip: Tensor | None = None, skip_affine: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    affine: Tensor | None,
+    weight: Tensor,
+    skip: Tensor | None = None,
+    skip_affine: Tensor | None = None,
+    forked: bool = False,
+) -> tuple[Tensor, ...]:
     """Convolution of ``silu(x * scale + shift)`` over the bands of each frame, and the moments of what it gives.
 
     For batch norm in training: the moments of all frames must be known before any is normalised, so that a convolution
     normalises and activates what it reads, by the moments of the one before, and leaves its own.
     x: (B, T, F, C); affine: (2, C), scale and shift, or None for x as it is; weight: (C, C, 3), or (C, 2C, 1) with a
     skip (B, T, F, C) whose channels stand behind those of x, activated by skip_affine (2, C). Returns the result
-    (B, T, F, C), and its mean and (biased) variance, each (C,), in float32, or in float64 for float64.
+    (B, T, F, C), and its mean and (biased) variance, each (C,), in float32, or in float64 for float64. forked: x comes
+    back as a fourth result, for another reader, whose gradient the kernels then add where they make their own.
     """
-    return OPERATION(x, affine, weight, skip, skip_affine)
+    return OPERATION(x, affine, weight, skip, skip_affine, forked)
 
 
 def _serves(
-    x: Tensor, affine: Tensor | None, weight: Tensor, skip: Tensor | None = None, skip_affine: Tensor | None = None
+    x: Tensor,
+    affine: Tensor | None,
+    weight: Tensor,
+    skip: Tensor | None = None,
+    skip_affine: Tensor | None = None,
+    forked: bool = False,
 ) -> str:
     bands, channels = x.shape[2:]
     if bands not in (16, 32, 64) or channels not in (16, 32):
@@ -43,7 +54,8 @@ def _examples(inputs: Inputs) -> Iterator[Example]:
     x, skip = inputs.activation(s.wide_bands, c), inputs.activation(s.wide_bands, c)
     affine, skip_affine = (inputs.vector(2 * c).view(2, c) for _ in "xs")
     weight, mix = inputs.real(c, c, 3, scale=0.1), inputs.real(c, 2 * c, 1, scale=0.1)
-    yield Example("three bands", (x, affine, weight, None, None), "training")
+    yield Example("three bands", (x, affine, weight), "training")
+    yield Example("three bands, forked", (x, affine, weight, None, None, True), "training")
     yield Example("mix", (x, affine, mix, skip, skip_affine), "training")
     yield Example("first mix", (x, None, mix, skip, skip_affine), "training")
 

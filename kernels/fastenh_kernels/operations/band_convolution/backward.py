@@ -21,7 +21,7 @@ from fastenh_kernels.shared.bands import shifted, silu_with_slope
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.moments import gradient_of_moments
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
+from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, register_forked, single
 from fastenh_kernels.shared.rounding import rounded
 from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
@@ -68,6 +68,7 @@ def band_convolution_backward_kernel(
     p_affine,  # (2, C)
     p_skip,  # as x
     p_skip_affine,  # (2, C)
+    p_other,  # as x: a gradient of x that is added
     p_weight,  # (4 C, C): to channel by the taps and nothing, from channel; with MIX (C, 2 C): for x and for the skip
     p_grad_x,  # as x
     p_grad_skip,  # as x
@@ -79,6 +80,7 @@ def band_convolution_backward_kernel(
     C: tl.constexpr,
     ACTIVE: tl.constexpr,
     MIX: tl.constexpr,
+    OTHER: tl.constexpr,  # there is another gradient of x
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -126,10 +128,12 @@ def band_convolution_backward_kernel(
             b_h, b_dz, b_dzx = through_silu(b_x, dtype, b_dh, b_scale, b_shift)
             b_scales += by_pairs(b_dzx, M, C, APART)
             b_shifts += by_pairs(b_dz, M, C, APART)
-            store_rows(p_grad_x, rounded(b_dz * b_scale, dtype), o_m, o_c, t, 0, rows, C, DESCRIPTORS)
+            b_dx = b_dz * b_scale
         else:
-            b_h = b_x
-            store_rows(p_grad_x, rounded(b_dh, dtype), o_m, o_c, t, 0, rows, C, DESCRIPTORS)
+            b_h, b_dx = b_x, b_dh
+        if OTHER:
+            b_dx += load_rows(p_other, o_m, o_c, t, 0, rows, C, DESCRIPTORS).to(tl.float32)
+        store_rows(p_grad_x, rounded(b_dx, dtype), o_m, o_c, t, 0, rows, C, DESCRIPTORS)
         if MIX:
             b_rows = tl.reshape(tl.join(b_h, b_other), (M, 2 * C))
             b_weights = tl.dot(tl.trans(b_rows), b_g, b_weights, input_precision=PRECISION)
@@ -161,9 +165,11 @@ def launch_band_convolution_backward(
     weight: Tensor,
     skip: Tensor | None,
     skip_affine: Tensor | None,
+    other: Tensor | None,
 ) -> list[Tensor]:
     """Gradients of x, of the weight and, where they were given, of affine, skip and skip_affine; float32 but for x and
-    skip. moments: (2, C), slope and offset of what the gradient of the moments adds to ``grad``."""
+    skip. moments: (2, C), slope and offset of what the gradient of the moments adds to ``grad``; other: a gradient of x
+    that is added to the one found here."""
     x, grad, y = x.contiguous(), grad.contiguous(), y.contiguous()
     (batch, length, bands, channels), mix, active = x.shape, skip is not None, affine is not None
     tile, warps = (bands, 4) if warpgroups(x.device) else (min(bands, 32) if mix else bands, 8)
@@ -178,6 +184,7 @@ def launch_band_convolution_backward(
 
     def cost() -> Cost:
         moved = size(grad, y, x, grad_x, weights, sums) + (size(skip, grad_skip) if skip is not None else 0)
+        moved += size(other) if other is not None else 0
         flop = 4 * frames * tile * weight.numel()
         l2 = moved + programs * size(matrices)
         return Cost((frames / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(matrices))
@@ -195,6 +202,7 @@ def launch_band_convolution_backward(
         p_affine=moments if affine is None else affine.contiguous(),
         p_skip=described(x if skip is None else skip.contiguous(), tile, channels, descriptors),
         p_skip_affine=moments if skip_affine is None else skip_affine.contiguous(),
+        p_other=described(x if other is None else other.contiguous(), tile, channels, descriptors),
         p_weight=matrices,
         p_grad_x=described(grad_x, tile, channels, descriptors),
         p_grad_skip=described(grad_skip, tile, channels, descriptors),
@@ -206,13 +214,15 @@ def launch_band_convolution_backward(
         C=channels,
         ACTIVE=active,
         MIX=mix,
+        OTHER=other is not None,
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
     found = weights.sum(0).view(channels, -1, channels)
     found = found.transpose(0, 2).reshape(channels, -1, 1) if mix else found.transpose(1, 2)
-    of_affine, of_skip = (row.clone() for row in sums.sum(0).view(2, 2, channels))  # an operator gives no views
-    return [grad_x, found.contiguous(), *([of_affine] if active else []), *([grad_skip, of_skip] if mix else [])]
+    of_affine, of_skip = sums.sum(0).view(2, 2, channels)  # an operator gives no views
+    of_skip = [grad_skip, of_skip.clone()] if mix else []
+    return [grad_x, found.contiguous(), *([of_affine.clone()] if active else []), *of_skip]
 
 
 def _side_by_side(weight: Tensor) -> Tensor:
@@ -231,6 +241,7 @@ def _shapes(
     weight: Tensor,
     skip: Tensor | None,
     skip_affine: Tensor | None,
+    other: Tensor | None,
 ) -> list[Tensor]:
     of_skip = [] if skip is None else [like(x), torch.empty_like(moments)]
     return [like(x), single(weight), *([] if affine is None else [torch.empty_like(moments)]), *of_skip]
@@ -244,10 +255,12 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(y, mean, *inputs)
 
 
-def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(
+    ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor, other: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
     y, mean, x, affine, weight, skip, skip_affine = ctx.saved_tensors
     moments = torch.stack(gradient_of_moments(y.numel() // y.shape[3], mean, grad_mean, grad_var))
-    found = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine)
+    found = band_convolution_backward(grad, moments, y, x, affine, weight, skip, skip_affine, other)
     inputs = (x, weight, affine, skip, skip_affine)
     gradients = iter(as_dtypes_of(found, [tensor for tensor in inputs if tensor is not None]))
     of_x, of_weight, *others = (tensor if tensor is None else next(gradients) for tensor in inputs)
@@ -255,3 +268,4 @@ def _gradient(ctx: Any, grad: Tensor, grad_mean: Tensor, grad_var: Tensor) -> tu
 
 
 band_convolution_operator.register_autograd(_gradient, setup_context=_keep)
+register_forked("band_convolution", band_convolution_operator, _gradient, _keep)

@@ -16,7 +16,7 @@ from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size
 from fastenh_kernels.shared.moments import combined_moments, store_moments
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import like, operator
+from fastenh_kernels.shared.operators import FORKED, like, operator
 from fastenh_kernels.shared.rounding import rounded
 from fastenh_kernels.shared.rows import described, has_descriptors, load_rows, store_rows
 
@@ -118,8 +118,7 @@ def launch_band_convolution(
         DESCRIPTORS=descriptors,
         PRECISION=dot_precision(x),
     )
-    means, squares, counts = parts.split([channels, channels, 1], 1)
-    return y, *combined_moments(counts, means, squares)
+    return y, *combined_moments(parts)
 
 
 def matrices_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -137,7 +136,13 @@ band_convolution_operator = operator("band_convolution", launch_band_convolution
 
 
 def band_convolution(
-    x: Tensor, affine: Tensor | None, weight: Tensor, skip: Tensor | None = None, skip_affine: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    affine: Tensor | None,
+    weight: Tensor,
+    skip: Tensor | None = None,
+    skip_affine: Tensor | None = None,
+    forked: bool = False,
+) -> tuple[Tensor, ...]:
     dtype = autocast_dtype(x)
-    return band_convolution_operator(x.to(dtype), affine, weight, skip if skip is None else skip.to(dtype), skip_affine)
+    call = FORKED["band_convolution"] if forked else band_convolution_operator
+    return call(x.to(dtype), affine, weight, skip if skip is None else skip.to(dtype), skip_affine)

@@ -20,7 +20,7 @@ from fastenh_kernels.operations.band_map.forward import band_map_operator
 from fastenh_kernels.shared.bands import matrix_of
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, single
+from fastenh_kernels.shared.operators import as_dtypes_of, like, operator, register_forked, single
 from fastenh_kernels.shared.rounding import rounded
 from fastenh_kernels.shared.rows import as_result, described, has_descriptors, load_rows, nothing, store_rows
 
@@ -32,6 +32,7 @@ def band_map_backward_kernel(
     p_affine,  # (2, C)
     p_bands,  # (N, M)
     p_weight,  # (W, C)
+    p_other,  # (frames, M, C), contiguous: a gradient of x that is added
     p_grad_x,  # as x
     p_parts,  # (programs, PART), float32: of bands (N, M), weight (W, C), what is added (N, W), scale and shift (2, C)
     frames,
@@ -42,6 +43,7 @@ def band_map_backward_kernel(
     W: tl.constexpr,
     PART: tl.constexpr,
     ACTIVE: tl.constexpr,
+    OTHER: tl.constexpr,  # there is another gradient of x
     FEWER: tl.constexpr,  # bands come out than go in
     AGAIN: tl.constexpr,  # matrices, scale and shift are loaded for each frame, or the registers spill
     DESCRIPTORS: tl.constexpr,
@@ -86,6 +88,8 @@ def band_map_backward_kernel(
             b_dx = b_dz * b_scale
         else:
             b_h, b_dx = b_x, b_dh
+        if OTHER:
+            b_dx += tl.load(p_other + t * (M * C) + o_m[:, None] * C + o_c[None, :]).to(tl.float32)
         store_rows(p_grad_x, rounded(b_dx, dtype), o_m, o_c, t, 0, frames * M, C, DESCRIPTORS)
         if FEWER:
             b_s = tl.dot(b_h, b_w_across, input_precision=PRECISION).to(dtype)  # [M, W]
@@ -110,9 +114,10 @@ def band_map_backward_kernel(
 
 
 def launch_band_map_backward(
-    grad: Tensor, x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor
+    grad: Tensor, x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, other: Tensor | None
 ) -> list[Tensor]:
-    """Gradients of x and, in float32, of bands, weight, what is added and, where it was given, affine."""
+    """Gradients of x and, in float32, of bands, weight, what is added and, where it was given, affine. other: a
+    gradient of x that is added to the one found here."""
     x, grad, grad_x = x.contiguous(), grad.contiguous(), like(x)
     bands, weight = bands.to(x.dtype).contiguous(), weight.to(x.dtype).contiguous()
     frames, (count, wide), (width, channels) = x.shape[0] * x.shape[1], bands.shape, weight.shape
@@ -123,7 +128,7 @@ def launch_band_map_backward(
 
     def cost() -> Cost:
         flop = 2 * frames * (3 * wide * width * channels + 2 * min(wide, count) * max(wide, count) * width)
-        moved = size(grad, x, grad_x, parts)
+        moved = size(grad, x, grad_x, parts) + (size(other) if other is not None else 0)
         l2 = moved + programs * size(bands, weight)
         return Cost((frames / max(programs, 1),), flop, l2_bytes=l2, dram_bytes=moved + size(bands, weight))
 
@@ -138,6 +143,7 @@ def launch_band_map_backward(
         p_affine=parts if affine is None else affine.contiguous(),
         p_bands=bands,
         p_weight=weight,
+        p_other=x if other is None else other.contiguous(),
         p_grad_x=described(grad_x, wide, channels, descriptors),
         p_parts=parts,
         frames=frames,
@@ -148,6 +154,7 @@ def launch_band_map_backward(
         W=width,
         PART=sum(sizes),
         ACTIVE=affine is not None,
+        OTHER=other is not None,
         FEWER=count < wide,
         AGAIN=not warpgroups(x.device),
         DESCRIPTORS=descriptors,
@@ -158,7 +165,9 @@ def launch_band_map_backward(
     return found if affine is None else [*found, of_affine.view(2, channels)]
 
 
-def _shapes(grad: Tensor, x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor) -> list[Tensor]:
+def _shapes(
+    grad: Tensor, x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, other: Tensor | None
+) -> list[Tensor]:
     found = [like(x), single(bands), single(weight), single(grad[0, 0])]
     return found if affine is None else [*found, single(affine)]
 
@@ -173,11 +182,12 @@ def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
     ctx.dtype = added.dtype
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, grad: Tensor, other: Tensor | None = None) -> tuple[Tensor | None, ...]:
     x, affine, bands, weight = ctx.saved_tensors
-    grad_x, of_bands, of_weight, of_added, *of_affine = band_map_backward(grad, x, affine, bands, weight)
+    grad_x, of_bands, of_weight, of_added, *of_affine = band_map_backward(grad, x, affine, bands, weight, other)
     of_bands, of_weight = as_dtypes_of((of_bands, of_weight), (bands, weight))
     return grad_x, of_affine[0].to(affine.dtype) if of_affine else None, of_bands, of_weight, of_added.to(ctx.dtype)
 
 
 band_map_operator.register_autograd(_gradient, setup_context=_keep)
+register_forked("band_map", band_map_operator, _gradient, _keep)

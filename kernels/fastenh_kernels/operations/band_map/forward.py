@@ -10,7 +10,7 @@ from fastenh_kernels.shared.bands import matrix_of, silu
 from fastenh_kernels.shared.context import autocast_dtype
 from fastenh_kernels.shared.launch import Cost, dot_precision, launch, parts_of, size, warpgroups
 from fastenh_kernels.shared.norm import affine_of
-from fastenh_kernels.shared.operators import operator
+from fastenh_kernels.shared.operators import FORKED, operator
 
 
 @triton.jit(do_not_specialize=["frames", "programs"])
@@ -96,5 +96,8 @@ def _shape(x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, adde
 band_map_operator = operator("band_map", launch_band_map, _shape)
 
 
-def band_map(x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, added: Tensor) -> Tensor:
-    return band_map_operator(x.to(autocast_dtype(x)), affine, bands, weight, added)
+def band_map(
+    x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, added: Tensor, forked: bool = False
+) -> Tensor | tuple[Tensor, ...]:
+    call = FORKED["band_map"] if forked else band_map_operator
+    return call(x.to(autocast_dtype(x)), affine, bands, weight, added)

@@ -9,7 +9,9 @@ from torch import Tensor
 from fastenh_kernels.operations.affine_silu.reference import affine_silu
 
 
-def band_map(x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, added: Tensor) -> Tensor:
-    if affine is not None:
-        x = affine_silu(x, affine)
-    return F.linear(torch.matmul(bands, x), weight) + added.to(x.dtype)
+def band_map(
+    x: Tensor, affine: Tensor | None, bands: Tensor, weight: Tensor, added: Tensor, forked: bool = False
+) -> Tensor | tuple[Tensor, ...]:
+    rows = x if affine is None else affine_silu(x, affine)
+    y = F.linear(torch.matmul(bands, rows), weight) + added.to(x.dtype)
+    return (y, x) if forked else y

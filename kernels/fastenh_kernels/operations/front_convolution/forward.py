@@ -94,8 +94,7 @@ def launch_front_convolution(
         EPS=EPS,
         PRECISION=dot_precision(weight),
     )
-    means, squares, counts = parts.split([channels, channels, 1], 1)
-    return y, *combined_moments(counts, means, squares)
+    return y, *combined_moments(parts)
 
 
 def chunks_of(frames: int, batch: int, device: torch.device) -> tuple[int, int]:
