@@ -18,7 +18,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = No
     if not fuses(x.dtype):
         y = F.linear(x, weight, bias)
         return _activated(y if residual is None else y.add_(residual), activation)
-    return _convolved(x, weight[:, :, None, None], bias, activation, residual=residual)
+    return _convolved(x, weight.view(*weight.shape, 1, 1), bias, activation, residual=residual)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, around: int, stride: int = 1) -> Tensor:
