@@ -13,12 +13,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = No
     """Linear map of (B, T, F, C); plus ``residual``, or "relu" or "swish" (SiLU) behind it. Not for gradients, nor in
     an autocast.
 
-    By oneDNN in one pass where PyTorch has that: 1.1 times as fast.
+    By oneDNN in one pass where PyTorch has that: 1.1 times as fast. ``weight`` may be ``packed``.
     """
     if not fuses(x.dtype):
         y = F.linear(x, weight, bias)
         return _activated(y if residual is None else y.add_(residual), activation)
-    return _convolved(x, weight.view(*weight.shape, 1, 1), bias, activation, residual=residual)
+    if not weight.is_mkldnn:
+        weight = weight.view(*weight.shape, 1, 1)
+    return _convolved(x, weight, bias, activation, residual=residual)
+
+
+def packed(weight: Tensor) -> Tensor:
+    """A matrix (C', C) for many calls of ``linear``, in the order in which oneDNN reads it: 10 to 20 us less a call."""
+    if not fuses(weight.dtype):
+        return weight
+    of_input = [1, weight.shape[1], 256, 32]  # what a window of dpt_complex has; any other will do
+    kernel = weight.view(*weight.shape, 1, 1)
+    return torch.ops.mkldnn._reorder_convolution_weight(kernel, [0, 0], [1, 1], [1, 1], 1, of_input)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, around: int, stride: int = 1) -> Tensor:
