@@ -13,25 +13,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = No
     """Linear map of (B, T, F, C); plus ``residual``, or "relu" or "swish" (SiLU) behind it. Not for gradients, nor in
     an autocast.
 
-    By oneDNN in one pass where PyTorch has that: 1.1 times as fast. ``weight`` may be ``packed``.
+    By oneDNN in one pass where PyTorch has that: 1.1 times as fast.
     """
     if not fuses(x.dtype) or not x.numel():
         y = F.linear(x, weight, bias)
         return _activated(y if residual is None else y.add_(residual), activation)
-    if not weight.is_mkldnn:
-        weight = weight.view(*weight.shape, 1, 1)
     rows = x.flatten(0, -2)[None, None]  # for all orders of frames and bands the same code
     residual = residual if residual is None else residual.flatten(0, -2)[None, None]
-    return _convolved(rows, weight, bias, activation, residual=residual).view(*x.shape[:-1], -1)
-
-
-def packed(weight: Tensor) -> Tensor:
-    """A matrix (C', C) for many calls of ``linear``, in the order in which oneDNN reads it: 10 to 20 us less a call."""
-    if not fuses(weight.dtype):
-        return weight
-    of_input = [1, weight.shape[1], 256, 32]  # what a window of dpt_complex has; any other will do
     kernel = weight.view(*weight.shape, 1, 1)
-    return torch.ops.mkldnn._reorder_convolution_weight(kernel, [0, 0], [1, 1], [1, 1], 1, of_input)
+    return _convolved(rows, kernel, bias, activation, residual=residual).view(*x.shape[:-1], -1)
 
 
 def across_bands(matrix: Tensor, x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fastenh_kernels.operations.axis_attention.cpu import axis_attention
 from fastenh_kernels.operations.axis_layer import reference
 from fastenh_kernels.operations.axis_layer.weights import AxisLayerWeights
 from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
-from fastenh_kernels.shared.processors import linear, packed
+from fastenh_kernels.shared.processors import linear
 
 _BYTES = 3 << 20  # of the widest tensor of a tile
 _SCORES = 2**20  # of attention at a time
@@ -64,9 +64,9 @@ def _fold(w: AxisLayerWeights, dtype: torch.dtype) -> AxisLayerWeights:
         norm_weight, norm_bias, weight, bias = (_wide(tensor) for tensor in (norm_weight, norm_bias, weight, bias))
         scaled = weight * norm_weight
         centred = scaled.sub_(scaled.mean(1, keepdim=True)).mul_(math.sqrt(weight.shape[1]))
-        return packed(centred.to(dtype)), torch.addmv(bias, weight, norm_bias).to(dtype)
+        return centred.to(dtype), torch.addmv(bias, weight, norm_bias).to(dtype)
 
-    out, down = ((packed(matrix.to(dtype)), bias.to(dtype)) for matrix, bias in (w[4:6], w[10:]))
+    out, down = ((matrix.to(dtype), bias.to(dtype)) for matrix, bias in (w[4:6], w[10:]))
     return AxisLayerWeights(*w[:2], *folded(*w[:4]), *out, *w[6:8], *folded(*w[6:10]), *down)
 
 
