@@ -142,6 +142,17 @@ def test_a_clip_gives_the_same_in_any_batch():
                 assert torch.equal(together[number : number + 1], alone)
 
 
+def test_weights_that_change_are_folded_again():
+    """A processor keeps what it made of weights that are not trained."""
+    weights, x = AxisLayerWeights(*(tensor.detach() for tensor in layer_weights(16, 32))), torch.randn(1, 5, 7, 16)
+    for change in (lambda: None, lambda: weights.qkv_weight.mul_(3), lambda: weights.norm2_bias.add_(1)):
+        with torch.no_grad():
+            change()
+            given = cpu.axis_layer(x, weights, 2, "frequency")
+            plain = AxisLayerWeights(*(tensor.clone() for tensor in weights))
+            assert torch.equal(given, cpu.axis_layer(x, plain, 2, "frequency"))
+
+
 def test_autocast_decides_the_dtype():
     x, weights = torch.randn(1, 8, 5, 16), AxisLayerWeights(*layer_weights(16, 32))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

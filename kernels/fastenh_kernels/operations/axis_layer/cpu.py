@@ -52,7 +52,7 @@ def _behind_norms(w: AxisLayerWeights, dtype: torch.dtype) -> AxisLayerWeights:
     ``dtype``. Weights that are not trained are folded once, and again when they change."""
     if any(tensor.requires_grad or tensor.is_inference() for tensor in w):
         return _fold(w, dtype)
-    state = dtype, [(id(tensor), tensor._version) for tensor in w]
+    state = dtype, [(tensor.data_ptr(), tensor._version) for tensor in w]
     kept = _folded.get(w.qkv_weight)
     if kept is None or kept[0] != state:
         kept = _folded[w.qkv_weight] = state, _fold(w, dtype)
