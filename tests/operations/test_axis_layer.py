@@ -124,6 +124,19 @@ def test_scores_of_any_size_on_a_processor(axis):
 
 
 @AXES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_far_from_zero_on_a_processor(axis, dtype):
+    """What a layer adds to rows whose mean is many times their deviation, as exact as such rows allow."""
+    torch.manual_seed(0)
+    weights = [tensor.to(dtype) for tensor in layer_weights(16, 32)]
+    x = (10 + torch.randn(1, 40, 7, 16)).to(dtype)
+    with torch.inference_mode():
+        given = cpu.axis_layer(x, AxisLayerWeights(*weights), 2, axis, 0.0, 0).double()
+    exact = plain(axis)(x.double(), *(w.double() for w in weights))
+    assert (given - exact).norm() / (exact - x.double()).norm() < 10 * torch.finfo(dtype).eps
+
+
+@AXES
 def test_gradient_on_a_processor(axis):
     def ours(x, *weights):
         return cpu.axis_layer(x, AxisLayerWeights(*weights), 2, axis, 0.0, 0)
@@ -140,6 +153,17 @@ def test_a_clip_gives_the_same_in_any_batch():
             for number in range(3):
                 alone = cpu.axis_layer(x[number : number + 1], weights, 2, axis, 0.0, 0)
                 assert torch.equal(together[number : number + 1], alone)
+
+
+def test_weights_that_change_are_folded_again():
+    """A processor keeps what it made of weights that are not trained."""
+    weights, x = AxisLayerWeights(*(tensor.detach() for tensor in layer_weights(16, 32))), torch.randn(1, 5, 7, 16)
+    for change in (lambda: None, lambda: weights.qkv_weight.mul_(3), lambda: weights.norm2_bias.add_(1)):
+        with torch.no_grad():
+            change()
+            given = cpu.axis_layer(x, weights, 2, "frequency")
+            plain = AxisLayerWeights(*(tensor.clone() for tensor in weights))
+            assert torch.equal(given, cpu.axis_layer(x, plain, 2, "frequency"))
 
 
 def test_autocast_decides_the_dtype():

@@ -28,6 +28,11 @@ def squares(values: Tensor) -> Tensor:
     return torch.addcmul(real * real, imaginary, imaginary)
 
 
+def raised(values: Tensor, power: float) -> Tensor:
+    """``values ** power``, in place, of positive numbers: twice as fast on a processor."""
+    return values.log2_().mul_(power).exp2_()
+
+
 def multiply(a: Tensor, b: Tensor) -> Tensor:
     """The product of complex numbers, all as real pairs (..., 2)."""
     (real, imaginary), (other_real, other_imaginary) = a.unbind(-1), b.unbind(-1)

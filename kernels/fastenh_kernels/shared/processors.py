@@ -15,10 +15,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = No
 
     By oneDNN in one pass where PyTorch has that: 1.1 times as fast.
     """
-    if not fuses(x.dtype):
+    if not fuses(x.dtype) or not x.numel():
         y = F.linear(x, weight, bias)
         return _activated(y if residual is None else y.add_(residual), activation)
-    return _convolved(x, weight[:, :, None, None], bias, activation, residual=residual)
+    rows = x.flatten(0, -2)[None, None]  # for all orders of frames and bands the same code
+    residual = residual if residual is None else residual.flatten(0, -2)[None, None]
+    kernel = weight.view(*weight.shape, 1, 1)
+    return _convolved(rows, kernel, bias, activation, residual=residual).view(*x.shape[:-1], -1)
+
+
+def across_bands(matrix: Tensor, x: Tensor) -> Tensor:
+    """``matrix`` (F', F) times the bands of each frame: (B, T, F, C) -> (B, T, F', C)."""
+    if x.dtype != torch.bfloat16 or not fuses(x.dtype) or not x.numel():
+        return torch.matmul(matrix, x)
+    images = x.flatten(0, 1).unsqueeze(2)  # of F channels and C pixels
+    kernel = matrix.view(*matrix.shape, 1, 1)
+    y = torch.ops.mkldnn._convolution_pointwise(images, kernel, None, [0, 0], [1, 1], [1, 1], 1, "none", [], "")
+    return y.view(*x.shape[:2], len(matrix), x.shape[-1])
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, around: int, stride: int = 1) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.band_decoder import reference
 from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
-from fastenh_kernels.shared.processors import convolve_bands, linear
+from fastenh_kernels.shared.processors import across_bands, convolve_bands, linear
 
 
 def band_decoder(
@@ -23,7 +23,7 @@ def band_decoder(
     leave, leave_bias, from_bands = (tensor.to(dtype) for tensor in bands)
     mixes, convolutions = (tuple(tensor.to(dtype) for tensor in maps) for maps in (mixes, convolutions))
     with torch.autocast("cpu", enabled=False):
-        x = torch.matmul(from_bands, linear(y.to(dtype), leave, leave_bias))
+        x = across_bands(from_bands, linear(y.to(dtype), leave, leave_bias))
         for number, skip in enumerate(skips):
             weight, bias = mixes[2 * number : 2 * number + 2]
             x = linear(torch.cat([x, skip.to(dtype)], -1), weight, bias, activation="swish")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastenh_kernels.operations.band_encoder import reference
 from fastenh_kernels.shared.context import autocast_dtype, needs_gradient
-from fastenh_kernels.shared.processors import convolve_bands, linear
+from fastenh_kernels.shared.processors import across_bands, convolve_bands, linear
 
 
 def band_encoder(x: Tensor, convolutions: tuple[Tensor, ...], bands: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -21,4 +21,4 @@ def band_encoder(x: Tensor, convolutions: tuple[Tensor, ...], bands: tuple[Tenso
         for weight, bias in zip(convolutions[::2], convolutions[1::2], strict=True):
             x = convolve_bands(x, weight, bias)
             outs.append(x)
-        return linear(torch.matmul(to_bands, x), enter, enter_bias).add_(positions), *outs
+        return linear(across_bands(to_bands, x), enter, enter_bias).add_(positions), *outs

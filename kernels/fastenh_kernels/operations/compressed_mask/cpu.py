@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastenh_kernels.operations.compressed_mask import reference
-from fastenh_kernels.shared.compression import EPS, squares
+from fastenh_kernels.shared.compression import EPS, raised, squares
 from fastenh_kernels.shared.context import needs_gradient
 
 
@@ -16,10 +16,10 @@ def compressed_mask(x: Tensor, weight: Tensor, bias: Tensor, spectrum: Tensor, p
     if needs_gradient(x, weight, bias, spectrum):
         return reference.compressed_mask(x, weight, bias, spectrum, power, ahead)
     frames = spectrum[:, :-1].transpose(1, 2)
-    masked = frames * (squares(frames).add_(EPS) ** ((power - 1) / 2))
+    masked = frames * raised(squares(frames).add_(EPS), (power - 1) / 2)
     masked.mul_(torch.view_as_complex(_mask(x, weight, bias, ahead).to(masked.real.dtype)))
     out = masked.new_zeros(spectrum.transpose(1, 2).shape)
-    torch.mul(masked, squares(masked).add_(EPS) ** ((1 / power - 1) / 2), out=out[..., :-1])
+    torch.mul(masked, raised(squares(masked).add_(EPS), (1 / power - 1) / 2), out=out[..., :-1])
     return out.transpose(1, 2)
 
 
